@@ -1,0 +1,44 @@
+"""An async supervisor for servers that run as a child process, above all LLM servers.
+
+`supervise(profile, hooks)` for async hosts, `Daemon(profile, hooks)` for synchronous ones. Linux is the target; macOS
+works for development.
+"""
+
+import sys
+
+if sys.platform == "win32":
+    raise ImportError("warmboot needs POSIX process groups and signals: run it on Linux, macOS or inside WSL 2")
+
+from supervisor import errors, events
+from supervisor.contract import Child, Hooks, Observer, Step
+from supervisor.daemon import Daemon
+from supervisor.errors import SupervisorError
+from supervisor.events import Event, State
+from supervisor.lifecycle import supervise
+from supervisor.profile import Health, Liveness, LogLimits, Profile, Restart, Stop, Timeouts
+from supervisor.redact import Redactor, Secret
+from supervisor.supervised import Supervised
+
+__all__ = [
+    "Child",
+    "Daemon",
+    "Event",
+    "Health",
+    "Hooks",
+    "Liveness",
+    "LogLimits",
+    "Observer",
+    "Profile",
+    "Redactor",
+    "Restart",
+    "Secret",
+    "State",
+    "Step",
+    "Stop",
+    "Supervised",
+    "SupervisorError",
+    "Timeouts",
+    "errors",
+    "events",
+    "supervise",
+]

@@ -1,0 +1,84 @@
+"""`supervise run`, `supervise exec`, `supervise argv`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from supervisor.cli import session
+from supervisor.cli.options import override, shared_options, variables
+from supervisor.cli.spec import load
+from supervisor.contract import Hooks
+from supervisor.errors import SupervisorError
+from supervisor.profile import Profile
+from supervisor.redact import Redactor
+
+
+def _speaks(command: Callable[..., int]) -> Callable[..., None]:
+    """Turns a SupervisorError into one paragraph on stderr and its exit code."""
+
+    @wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            status = command(*args, **kwargs)
+        except SupervisorError as error:
+            click.echo(f"supervise: {type(error).__name__}: {error}", err=True)
+            status = error.cli_status
+        sys.exit(status)
+
+    return wrapper
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="warmboot", prog_name="supervise")
+def main() -> None:
+    """Run a server as a child process, prove that it is ready, and keep it so.
+
+    Exit codes: 0 stopped on request; 1 crashed after READY and the budget is spent; 2 bad arguments or profile; 3 never
+    became ready; 4 a warmup or verification step failed.
+    """
+
+
+@main.command("run")
+@click.argument("spec")
+@shared_options
+@_speaks
+def run_command(spec: str, **given: Any) -> int:
+    """Supervise the profile SPEC: module:attribute, path/file.py:attribute, or `local` (Gemma 3 270M on llama.cpp)."""
+    profile, hooks = override(*load(spec), given)
+    return session.run(profile, hooks, log_format=given["log_format"], key_variable=given["api_key_env"])
+
+
+@main.command("exec")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@shared_options
+@_speaks
+def exec_command(command: tuple[str, ...], **given: Any) -> int:
+    """Supervise any HTTP server: supervise exec [OPTIONS] -- COMMAND...  ({port} and {host} are substituted)."""
+    plain = Profile(
+        name=Path(command[0]).name or command[0],
+        command=command,
+        port=given["port"] or 0,
+        env=variables(given["env"]),
+    )
+    profile, hooks = override(plain, Hooks(), given)
+    return session.run(profile, hooks, log_format=given["log_format"], key_variable=given["api_key_env"])
+
+
+@main.command("argv")
+@click.argument("spec")
+@shared_options
+@_speaks
+def argv_command(spec: str, **given: Any) -> int:
+    """Print the command that SPEC would run, with secrets masked."""
+    profile, _ = override(*load(spec), given)
+    port = str(profile.port) if profile.port else "{port}"
+    filled = [arg.replace("{host}", profile.host).replace("{port}", port) for arg in profile.command]
+    click.echo(shlex.join(Redactor(profile.secrets).argv(filled)))
+    return 0

@@ -1,0 +1,55 @@
+"""systemd's readiness protocol (sd_notify(3)): READY, STATUS, STOPPING, WATCHDOG."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+import anyio
+
+from supervisor import events
+from supervisor.events import Event
+
+
+class Notifier:
+    """An observer that tells systemd; does nothing where `NOTIFY_SOCKET` is not set."""
+
+    def __init__(self) -> None:
+        self._address = os.environ.get("NOTIFY_SOCKET", "").replace("@", "\0", 1)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if self._address else None
+        if self._socket is not None:
+            self._socket.setblocking(False)
+
+    def __call__(self, event: Event) -> None:
+        """Sends what the event means to systemd."""
+        match event:
+            case events.LoadProgress() if event.total_bytes:
+                self.send(f"STATUS=loading, {event.bytes / event.total_bytes:.0%}")
+            case events.ChildSpawned():
+                self.send(f"STATUS=loading, pid {event.pid}")
+            case events.ChildReady():
+                self.send(f"READY=1\nSTATUS=serving at {event.url}")
+            case events.ChildRestarting():
+                self.send(f"STATUS=restarting, attempt {event.attempt}")
+            case events.Stopping() if event.asked:
+                self.send("STOPPING=1\nSTATUS=stopping")
+
+    def send(self, message: str) -> None:
+        """Sends one datagram; a full or missing socket is not our failure."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.sendto(message.encode(), self._address)
+
+    async def ping(self) -> None:
+        """Sends WATCHDOG=1 at half of `WATCHDOG_USEC` until cancelled; returns at once where none is wanted."""
+        wanted = os.environ.get("WATCHDOG_USEC", "")
+        ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        while self._socket is not None and wanted.isdigit() and ours:
+            self.send("WATCHDOG=1")
+            await anyio.sleep(int(wanted) / 2_000_000)
+
+    def close(self) -> None:
+        """Closes the socket."""
+        if self._socket is not None:
+            self._socket.close()

@@ -1,0 +1,123 @@
+"""The options that `run`, `exec` and `argv` share, and what they change in a profile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from hooks import auth, warmup
+from supervisor.contract import Hooks
+from supervisor.errors import ProfileError
+from supervisor.profile import Profile
+from supervisor.redact import Secret, is_secret_name
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS: Final = (
+    click.option("--name", help="A name for logs."),
+    click.option("--host", help="Where the child listens; substituted for {host}.  [127.0.0.1]"),
+    click.option("--port", type=int, help="Where the child listens; substituted for {port}. 0 chooses one.  [0]"),
+    click.option("--health", metavar="PATH", help="The health path.  [/health]"),
+    click.option("--model-id", help="The model that /v1/models must list."),
+    click.option("--ready-pattern", metavar="REGEX", help="A log line that makes the next probe happen at once."),
+    click.option(
+        "--warmup",
+        "warmups",
+        multiple=True,
+        metavar="text|thinking|image|tools|FILE",
+        help="A request whose answer must be good before READY. Repeatable; FILE holds a JSON body.",
+    ),
+    click.option("--auth-check", is_flag=True, help="Refuse READY unless the server refuses strangers."),
+    click.option("--open", "open_access", is_flag=True, help="The server is meant to answer without a key."),
+    click.option("--api-key-env", metavar="NAME", help="The variable that holds the server's key."),
+    click.option("--start-timeout-s", type=float, help="Spawn to healthy, at most.  [600]"),
+    click.option("--stall-s", type=float, help="Nothing read, computed or logged for so long: give up.  [120]"),
+    click.option("--step-timeout-s", type=float, help="One warmup or check, at most.  [120]"),
+    click.option("--grace-s", type=float, help="TERM to KILL.  [10]"),
+    click.option("--drain-s", type=float, help="After the end, wait so long for the pipes.  [2]"),
+    click.option("--restart", type=click.Choice(["never", "on-failure"]), help="After a failure.  [never]"),
+    click.option("--max-restarts", type=int, help="The budget of --restart on-failure.  [5]"),
+    click.option("--liveness-s", type=float, help="Between two checks of a ready server; 0: none.  [10]"),
+    click.option("--weights", type=Path, multiple=True, metavar="FILE", help="What the load reads, for progress."),
+    click.option("--cwd", type=Path, help="The child's working directory."),
+    click.option("--env", "env", multiple=True, metavar="KEY=VALUE", help="A variable for the child. Repeatable."),
+    click.option(
+        "--log-format",
+        type=click.Choice(["console", "json"]),
+        default="console",
+        show_default=True,
+        help="How stderr is written.",
+    ),
+)
+
+
+def shared_options(command: F) -> F:
+    """Decorates a command with every shared option."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def override(profile: Profile, hooks: Hooks, given: dict[str, Any]) -> tuple[Profile, Hooks]:
+    """The profile and hooks with the options that were given on the command line.
+
+    Raises:
+        ProfileError: a value is out of range, a file or variable is missing, an `--env` has no `=`.
+    """
+
+    def part(old: Any, **names: str) -> Any:
+        return replace(old, **{field: given[name] for field, name in names.items() if given[name] is not None})
+
+    key = _key(given["api_key_env"])
+    off = given["liveness_s"] == 0
+    liveness = replace(profile.liveness, armed="never") if off else part(profile.liveness, period_s="liveness_s")
+    profile = replace(
+        part(profile, name="name", host="host", port="port", cwd="cwd"),
+        env={**profile.env, **variables(given["env"])},
+        api_key=key or profile.api_key,
+        api_key_env=profile.api_key_env or given["api_key_env"],
+        open_access=given["open_access"] or (profile.open_access and key is None),
+        weights=given["weights"] or profile.weights,
+        health=part(profile.health, path="health", model_id="model_id", ready_pattern="ready_pattern"),
+        timeouts=part(profile.timeouts, start_s="start_timeout_s", stall_s="stall_s", step_s="step_timeout_s"),
+        stop=part(profile.stop, grace_s="grace_s", drain_s="drain_s"),
+        restart=part(profile.restart, policy="restart", max_restarts="max_restarts"),
+        liveness=liveness,
+    )
+    if given["warmups"]:
+        steps = tuple(map(warmup.parse, given["warmups"]))
+        # Whoever asks for a warmup serves a model: then a tiny inference can tell a hang that /health hides.
+        hooks = replace(hooks, warmup=steps, liveness=hooks.liveness or (warmup.Ping(),))
+    if given["auth_check"] and not any(isinstance(step, auth.AuthCheck) for step in hooks.warmup):
+        hooks = replace(hooks, warmup=(*hooks.warmup, auth.AuthCheck()))
+    return profile, hooks
+
+
+def _key(variable: str | None) -> Secret | None:
+    if variable is None:
+        return None
+    if not os.environ.get(variable, "").strip():
+        raise ProfileError(
+            field="--api-key-env", value=variable, allowed="the name of a variable that is set, not blank"
+        )
+    return Secret(os.environ[variable], name=variable)
+
+
+def variables(pairs: Sequence[str]) -> dict[str, str | Secret]:
+    """`KEY=VALUE` texts as a mapping; what a name calls a key, token, secret or password becomes a `Secret`.
+
+    Raises:
+        ProfileError: a text has no `=`.
+    """
+    found: dict[str, str | Secret] = {}
+    for text in pairs:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ProfileError(field="--env", value=name, allowed="KEY=VALUE")
+        found[name] = Secret(value, name=name) if is_secret_name(name) and value.strip() else value
+    return found

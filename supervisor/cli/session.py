@@ -1,0 +1,129 @@
+"""One run of the command line: signals, log, summary, exit code, last words."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from dataclasses import replace
+
+import anyio
+from anyio.abc import TaskStatus
+
+from supervisor import events
+from supervisor.cli.notify import Notifier
+from supervisor.contract import Hooks, Observer
+from supervisor.errors import SupervisorError
+from supervisor.events import Event
+from supervisor.lifecycle import supervise
+from supervisor.profile import Profile
+from supervisor.sink import LogFormat, Sink
+
+
+def run(profile: Profile, hooks: Hooks, *, log_format: LogFormat, key_variable: str | None) -> int:
+    """Supervises until a signal or a failure; returns the exit code."""
+    began = time.monotonic()
+    notifier = Notifier()
+    with Sink(sys.stderr, log_format) as sink:
+        observers: list[Observer] = [*hooks.observers, sink, notifier]
+        if log_format == "console":
+            observers.append(Summary(profile, sink, key_variable))
+        try:
+            error = anyio.run(_serve, profile, replace(hooks, observers=tuple(observers)), notifier, sink)
+        finally:
+            notifier.close()
+        status = 0 if error is None else error.cli_status
+        sink.say(_last_words(profile, error, status, log_format, time.monotonic() - began))
+    return status
+
+
+async def _serve(profile: Profile, hooks: Hooks, notifier: Notifier, sink: Sink) -> SupervisorError | None:
+    error: SupervisorError | None = None
+    async with anyio.create_task_group() as tasks:
+
+        async def listen(*, task_status: TaskStatus[None]) -> None:
+            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+                task_status.started()
+                asked = False
+                async for number in received:
+                    if asked:
+                        # The guardian kills the child's group as soon as we are gone.
+                        sink.flush(0.2)
+                        os._exit(128 + number)
+                    asked = True
+                    supervision.cancel()
+
+        supervision = anyio.CancelScope()
+        await tasks.start(listen)
+        tasks.start_soon(notifier.ping)
+        with supervision:
+            try:
+                await supervise(profile, hooks)
+            except SupervisorError as failure:
+                error = failure
+        tasks.cancel_scope.cancel()
+    return error
+
+
+class Summary:
+    """An observer that tells a person, at READY, where the server is and how to talk to it."""
+
+    def __init__(self, profile: Profile, sink: Sink, key_variable: str | None) -> None:
+        self._profile = profile
+        self._sink = sink
+        self._key_variable = key_variable
+        self._warmups = 0
+        self._loaded_s = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Counts what passes, and speaks at READY."""
+        match event:
+            case events.ChildSpawned():
+                self._warmups = 0
+            case events.ChildUp():
+                self._loaded_s = event.waited_s
+            case events.WarmupPassed():
+                self._warmups += 1
+            case events.ChildReady():
+                warm = event.waited_s - self._loaded_s
+                self._sink.say(
+                    f"\n  ready  {event.url}  ({self._profile.name}, pid {event.pid})\n"
+                    f"  took   {self._loaded_s:.2f} s to load, {warm:.2f} s for {self._warmups} warmup step(s)\n"
+                    f"  try    {self._curl(event.url)}\n"
+                    "  stop   Ctrl-C, or SIGTERM\n"
+                )
+
+    def _curl(self, url: str) -> str:
+        if not self._warmups and self._profile.health.model_id is None:
+            return f"curl -s {url}{self._profile.health.path}"
+        body = {
+            "model": self._profile.health.model_id or "default",
+            "messages": [{"role": "user", "content": "Write one sentence about the sea."}],
+            "max_tokens": 48,
+        }
+        key = ' -H "Authorization: Bearer $%s"' % (self._key_variable or "API_KEY") if self._profile.api_key else ""
+        data = shlex.quote(json.dumps(body))
+        return f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {data}"
+
+
+def _last_words(
+    profile: Profile, error: SupervisorError | None, status: int, log_format: LogFormat, took_s: float
+) -> str:
+    if error is None:
+        detail = f"{profile.name} stopped as asked, after {took_s:.1f} s."
+    else:
+        detail = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+    if log_format == "console":
+        return f"supervise: {detail}"
+    entry = {
+        "event": "supervise.exit",
+        "level": "info" if error is None else "error",
+        "elapsed_s": round(took_s, 4),
+        "exit_status": status,
+        "error": None if error is None else type(error).__name__,
+        "detail": detail,
+    }
+    return json.dumps(entry)

@@ -1,0 +1,159 @@
+"""The same lifecycle for synchronous hosts: `Daemon` runs it on an event loop and thread of its own.
+
+A host whose own loop is parked between lifecycle hooks (Modal runs each under its own `run_until_complete`) gives
+background tasks no ticks; this thread keeps pumping logs and seeing exits.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Self
+
+import anyio
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from supervisor.contract import Hooks
+from supervisor.errors import IllegalState
+from supervisor.events import State
+from supervisor.lifecycle import supervise
+from supervisor.profile import Profile
+from supervisor.supervised import Supervised
+
+
+class Daemon:
+    """Supervises one server from synchronous code. Usable as a context manager; thread-safe.
+
+    Args:
+        profile: what to run. With `restart.host_exit_code` set, the host process ends with that code once the server
+            has failed after READY and nothing more is tried: nobody waits on this thread.
+        hooks: Steps and observers; they run on the daemon's thread.
+    """
+
+    def __init__(self, profile: Profile, hooks: Hooks = Hooks()) -> None:  # noqa: B008  frozen
+        self._profile = profile
+        self._hooks = hooks
+        self._lock = threading.Lock()
+        self._manager: AbstractContextManager[BlockingPortal] | None = None
+        self._portal: BlockingPortal | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._ready: Future[Supervised] = Future()
+        self._ended: Future[None] = Future()
+        self._stopping = False
+
+    def start(self) -> None:
+        """Starts the server; blocks until READY.
+
+        Raises:
+            SupervisorError: it never became ready; nothing of it is left.
+            IllegalState: the daemon was started or stopped before (make a new one), or is stopped meanwhile.
+
+        An interrupt (KeyboardInterrupt, SystemExit from a signal handler) stops the half-started server first.
+        """
+        with self._lock:
+            if self._stopping or self._manager is not None:
+                raise IllegalState(operation="start", state="started or stopped before", allowed="a new Daemon")
+            self._manager = start_blocking_portal(name=f"supervise {self._profile.name}")
+            self._portal = self._manager.__enter__()
+            self._portal.start_task_soon(self._main)
+        try:
+            self._ready.result()
+        except BaseException:
+            self.stop()
+            raise
+
+    def seal(self) -> None:
+        """Quiesces the server for a snapshot; `Supervised.seal` says what that means and raises."""
+        self._portal_for("seal").call(self.supervised.seal)
+
+    def resume(self) -> None:
+        """Verifies after a snapshot and serves again; `Supervised.resume` says what that means and raises."""
+        self._portal_for("resume").call(self.supervised.resume)
+
+    def stop(self) -> None:
+        """Stops the server and the thread; returns when no thread, child or descriptor is left. Idempotent.
+
+        Bounded by the profile's `stop.grace_s` + `stop.drain_s` and 5 s, plus `before_stop` Steps. Call it from any
+        thread but the daemon's own, also while `start` blocks elsewhere.
+        """
+        self._stopping = True
+        with self._lock:
+            if self._manager is None or self._portal is None:
+                return
+            self._portal.call(self._cancel)
+            self._portal = None
+            self._manager.__exit__(None, None, None)
+
+    @property
+    def state(self) -> State:
+        """Where the lifecycle is; STARTING until the first READY."""
+        ready = self._ready.done() and self._ready.exception() is None
+        return self._ready.result().state if ready else State.STARTING
+
+    @property
+    def supervised(self) -> Supervised:
+        """The running server: `url`, `pid`, `child`, `state`. Its coroutines belong to the daemon's loop.
+
+        Raises:
+            SupervisorError: it never became READY.
+            IllegalState: it is not READY yet.
+        """
+        if not self._ready.done():
+            raise IllegalState(operation="look at the server", state="starting", allowed="a `start` that returned")
+        return self._ready.result()
+
+    def started(self, value: Supervised | None = None) -> None:
+        """The lifecycle calls this at the first READY (it is anyio's `TaskStatus`)."""
+        assert value is not None
+        self._ready.set_result(value)
+
+    async def _main(self) -> None:
+        failure: BaseException | None = None
+        try:
+            with anyio.CancelScope() as self._scope:
+                await supervise(self._profile, self._hooks, task_status=self)
+        except BaseException as error:  # noqa: BLE001  it crosses to the waiting thread, unwrapped
+            failure = error
+        if not self._ready.done():
+            stopped = IllegalState(operation="start", state="being stopped", allowed="no stop meanwhile")
+            self._ready.set_exception(failure or stopped)
+        elif failure is not None and not self._stopping and self._profile.restart.host_exit_code is not None:
+            self._exit_host(self._profile.restart.host_exit_code)
+        if failure is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(failure)
+
+    async def _cancel(self) -> None:
+        assert self._scope  # `_main` was scheduled before any call
+        self._scope.cancel()
+
+    def _portal_for(self, operation: str) -> BlockingPortal:
+        if self._ended.done() and (failure := self._ended.exception()) is not None:
+            raise failure
+        if self._portal is None:
+            raise IllegalState(operation=operation, state="not running", allowed="a `start` that returned")
+        return self._portal
+
+    def _exit_host(self, code: int) -> None:
+        # Not sys.exit: this is not the main thread, which may be parked in foreign code for good.
+        for observer in self._hooks.observers:
+            flush = getattr(observer, "flush", None)
+            if flush is not None:
+                flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()

@@ -1,0 +1,100 @@
+"""Which flags a program knows, read from its own `--help`; for engines whose flags come and go between builds."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from supervisor.errors import ProfileError, SpawnError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Binary", "capabilities"]
+
+Binary = str | Path | tuple[str, ...]
+"""A program, or the beginning of a command."""
+
+HELP_S: Final = 30.0  # a build for GPUs may look for devices before it prints its help
+HELP_BYTES: Final = 1 << 20
+
+_FLAG: Final = r"-{1,2}[A-Za-z][\w-]*"
+# A row begins in the first column; flags that a description mentions come after it, or in indented lines.
+_ROW: Final = re.compile(rf"(?m)^({_FLAG}(?:,[ ]*{_FLAG})*)(?=\s|$)(.*)$")
+_known: dict[tuple[object, ...], frozenset[str]] = {}
+
+
+def capabilities(binary: Binary, env: Mapping[str, str]) -> frozenset[str]:
+    """The flags that a build knows, in every spelling.
+
+    Blocks for as long as the program takes, 30 s at most. Remembered in this process until the file changes.
+
+    Args:
+        binary: the program, or the beginning of a command.
+        env: the whole environment to run it in.
+
+    Raises:
+        SpawnError: it cannot be started, is killed by a signal, hangs, or fails without having listed a flag.
+        ProfileError: it runs, but its help lists no flag.
+    """
+    command = binary if isinstance(binary, tuple) else (os.fspath(binary),)
+    path = Path(shutil.which(command[0], path=env.get("PATH", os.defpath)) or command[0])
+    try:
+        stat = path.stat()
+    except OSError:
+        return _ask(command, env)  # fails, and says why
+    key = (command, path.resolve(), stat.st_mtime_ns, stat.st_size)
+    if key not in _known:
+        _known[key] = _ask(command, env)
+    return _known[key]
+
+
+def _ask(command: tuple[str, ...], env: Mapping[str, str]) -> frozenset[str]:
+    argv = (*command, "--help")
+    code, text = _run(argv, env)
+    if code < 0:
+        hint = " (it uses instructions that this CPU lacks: take a build for this machine)"
+        name = signal.Signals(-code).name
+        raise SpawnError(argv=argv, reason=f"its --help was killed by {name}{hint if name == 'SIGILL' else ''}")
+    # Builds may go on listing a flag after its removal, to say what took its place.
+    rows = [row for row in _ROW.finditer(text) if "has been removed" not in _description(text, row)]
+    flags = frozenset(flag for row in rows for flag in re.findall(_FLAG, row[1]))
+    if not flags and code:
+        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it printed nothing")
+        raise SpawnError(argv=argv, reason=f"its --help exited with code {code}: {last[:200]}")
+    if not flags:
+        raise ProfileError(field="binary", value=" ".join(command), allowed="a program whose --help lists its flags")
+    return flags
+
+
+def _run(argv: tuple[str, ...], env: Mapping[str, str]) -> tuple[int, str]:
+    """Exit status (negative: a signal) and output; SpawnError when it does not start or does not end."""
+    # A file and no pipe: whatever the program forks cannot keep us waiting for the end of its output.
+    with tempfile.TemporaryFile() as out:
+        try:
+            process = subprocess.Popen(
+                argv, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as error:
+            raise SpawnError(argv=argv, reason=error.strerror or str(error)) from error
+        try:
+            code = process.wait(HELP_S)
+        except subprocess.TimeoutExpired as error:
+            raise SpawnError(argv=argv, reason=f"it did not answer --help within {HELP_S:g} s") from error
+        finally:
+            if process.returncode is None:  # a program that ignores --help may be serving by now
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        out.seek(0)
+        return code, out.read(HELP_BYTES).decode(errors="replace")
+
+
+def _description(text: str, row: re.Match[str]) -> str:
+    """The rest of a row's line, or the next line when the names fill the first."""
+    return row[2] if row[2].strip() else text[row.end() + 1 :].partition("\n")[0]

@@ -1,0 +1,234 @@
+"""llama.cpp's `llama-server`: settings in, `Profile` out. What it reads and says is in `llama_protocol`.
+
+The command line is fitted to the binary's own `--help`, because flags come and go between builds: `--no-mmap` is plain
+up to b9940, deprecated beside `--load-mode` in b10434 and b10698, and gone from b11040 on.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from supervisor.engines.flags import Binary, capabilities
+from supervisor.engines.llama_protocol import (
+    COUNTERS,
+    OWNED,
+    OWNER,
+    READY,
+    UNREACHABLE,
+    accept,
+    flag_of,
+    parse_line,
+    shards,
+)
+from supervisor.errors import ProfileError, UnsupportedFlag
+from supervisor.profile import Health, Liveness, LogLimits, Profile, Restart, Stop, Timeouts
+from supervisor.redact import MASK, Secret
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["LlamaServer", "accept", "capabilities", "parse_line"]
+
+_BARE: Final = ("jinja", "metrics", "load", "api_key")
+_VALUED: Final = {setting: flags.split()[0] for setting, flags in OWNED.items() if setting not in _BARE}
+_COUNTS: Final = {  # setting -> lowest value
+    **dict.fromkeys(("ctx_size", "slots", "threads", "batch_size", "ubatch_size"), 1),
+    **dict.fromkeys(("gpu_layers", "cache_ram_mib"), 0),
+}
+_REQUIRED: Final = ("ctx_size", "slots")
+_HIDDEN: Final = ("LLAMA_API_KEY", "LLAMA_ARG_MODEL", "LLAMA_ARG_LOAD_MODE")
+_DISGUISE: Final = "free of LLAMA_ARG_* variables, which change the configuration unseen"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaServer:
+    """Settings of one `llama-server`; `profile()` fits them to the binary. None leaves a setting to the build.
+
+    Attributes:
+        binary: the program, or the beginning of a command as a tuple.
+        model, mmproj: GGUF files; they need not exist yet. Of a split model, the first shard.
+        alias: the name that clients use and readiness checks; default: the model file's stem.
+        host, port: where to listen; port 0 chooses a free one.
+        ctx_size: tokens in all; each slot gets its share.
+        slots: requests that are served at once.
+        gpu_layers: layers in GPU memory.
+        cache_type_k, cache_type_v: types of the KV cache, such as `q8_0`.
+        cache_ram_mib: host-side prompt cache, MiB. 0, the default, keeps memory before a seal known; builds without
+            the cache need no flag for that. None leaves it at the build's own, up to 8 GiB filled by traffic.
+        chat_template_file: a Jinja template that replaces the model's own.
+        load: `no-mmap` reads the weights into memory, so that a snapshot holds them; `mmap` maps the file.
+        api_key: travels in the environment, never in argv.
+        open_access: serving without a key is meant.
+        env: more variables of the child, though none of the `LLAMA_ARG_*`, which are settings in disguise.
+        inherit_env: names or shell patterns of the host's variables that the child gets.
+        extra_args: other flags of llama-server, as separate arguments.
+        timeouts, stop, restart, liveness: parts of the profile; liveness is given the server's counters.
+        name: the profile's; default: the alias.
+
+    Raises:
+        ProfileError: at construction; a setting is wrong.
+    """
+
+    binary: Binary
+    model: Path
+    mmproj: Path | None = None
+    alias: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 0
+    ctx_size: int = 4096
+    slots: int = 1
+    gpu_layers: int | None = None
+    threads: int | None = None
+    batch_size: int | None = None
+    ubatch_size: int | None = None
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    cache_ram_mib: int | None = 0
+    flash_attn: Literal["on", "off", "auto"] | None = None
+    chat_template_file: Path | None = None
+    jinja: bool = True
+    metrics: bool = True
+    load: Literal["no-mmap", "mmap"] = "no-mmap"
+    api_key: Secret | None = None
+    open_access: bool = False
+    env: Mapping[str, str | Secret] = field(default_factory=dict)
+    inherit_env: tuple[str, ...] = (
+        *("PATH", "HOME", "USER", "LANG", "LC_*", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHON*"),
+        *("LD_LIBRARY_PATH", "CUDA_*", "NVIDIA_*", "GGML_*", "OMP_*"),
+    )
+    extra_args: tuple[str, ...] = ()
+    timeouts: Timeouts | None = None
+    stop: Stop | None = None
+    restart: Restart | None = None
+    liveness: Liveness | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(bool(self.command) and all(self.command), "binary", self.binary, "a program, or a tuple of arguments")
+        for part in ("model", "mmproj", "chat_template_file"):
+            if (value := getattr(self, part)) is not None:
+                object.__setattr__(self, part, Path(value))
+        _check(bool(self.model.name), "model", self.model, "the path of a GGUF file")
+        named = bool(self.model_id.strip()) and "," not in self.model_id  # a comma would part two aliases
+        _check(named, "alias", self.model_id, "a name without commas")
+        for part, low in _COUNTS.items():
+            value = getattr(self, part)
+            ok = type(value) is int and low <= value <= 1 << 30
+            _check(ok or (value is None and part not in _REQUIRED), part, value, f"a whole number, {low} or more")
+        for part in ("cache_type_k", "cache_type_v"):
+            value = getattr(self, part)
+            _check(value is None or value.isidentifier(), part, value, "the name of a type, such as q8_0")
+        _check(self.flash_attn in (None, "on", "off", "auto"), "flash_attn", self.flash_attn, "on, off, auto or None")
+        _check(self.load in ("no-mmap", "mmap"), "load", self.load, "no-mmap or mmap")
+        if self.api_key:
+            # The server would read two keys out of one, and refuse the one that clients send.
+            _check("," not in self.api_key.reveal(), "api_key", self.api_key, "a key without commas")
+            _check(not self.open_access, "open_access", True, "False when an api_key is set")
+        for variable in self.env:
+            _check(variable != "LLAMA_API_KEY", "env", variable, "given as api_key, which probes and Steps then send")
+            disguised = variable.startswith("LLAMA_ARG_")
+            _check(not disguised, "env", variable, f"{_DISGUISE}; use the setting or extra_args")
+        for pattern in self.inherit_env:
+            hidden = pattern.startswith("LLAMA_ARG_") or any(fnmatchcase(name, pattern) for name in _HIDDEN)
+            _check(not hidden, "inherit_env", pattern, f"too narrow for LLAMA_API_KEY, and {_DISGUISE}")
+        for argument in self.extra_args:
+            self._refuse_owned(argument)
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The program with the arguments that come before llama-server's own."""
+        return self.binary if isinstance(self.binary, tuple) else (os.fspath(self.binary),)
+
+    @property
+    def model_id(self) -> str:
+        """The name under which the model is served."""
+        return self.model.stem if self.alias is None else self.alias
+
+    def profile(self) -> Profile:
+        """Fits the settings to the binary, and builds the profile. Runs `--help` once, so call it where the binary is.
+
+        Raises:
+            SpawnError: the binary cannot be run at all.
+            UnsupportedFlag: the binary lacks a flag that a setting or an extra argument needs.
+            ProfileError: a part of the profile is wrong, or the binary's help lists no flag.
+        """
+        inherited = {n: v for n, v in os.environ.items() if any(fnmatchcase(n, p) for p in self.inherit_env)}
+        plain = {n: v for n, v in self.env.items() if not isinstance(v, Secret)}  # help needs no secret
+        known = capabilities(self.command, inherited | plain)
+        liveness = self.liveness or Liveness()
+        if self.metrics and liveness.counters_path is None:
+            liveness = replace(liveness, counters_path="/metrics", counters_pattern=COUNTERS)
+        return Profile(
+            name=self.name or self.model_id,
+            command=(*self.command, *self._arguments(known), *self._extra(known)),
+            env={**self.env, "LLAMA_API_KEY": self.api_key} if self.api_key else self.env,
+            inherit_env=self.inherit_env,
+            host=self.host,
+            port=self.port,
+            api_key=self.api_key,
+            open_access=self.open_access,
+            weights=(*shards(self.model), *((self.mmproj,) if self.mmproj else ())),
+            health=Health(accept=accept, model_id=self.model_id, ready_pattern=READY),
+            timeouts=self.timeouts or Timeouts(),
+            stop=self.stop or Stop(),
+            restart=self.restart or Restart(),
+            liveness=liveness,
+            logs=LogLimits(parse=parse_line),
+        )
+
+    def _arguments(self, known: frozenset[str]) -> list[str]:
+        out: list[str] = []
+
+        def flag(setting: str, name: str, *value: object) -> None:
+            self._need(known, setting, getattr(self, setting), name)
+            out.extend((name, *map(str, value)))
+
+        given = {"host": "{host}", "port": "{port}", "alias": self.model_id}
+        for setting, name in _VALUED.items():
+            if (value := given.get(setting, getattr(self, setting))) is None:
+                continue
+            if setting == "cache_ram_mib" and value == 0 and name not in known:
+                continue  # no such cache, hence nothing to turn off
+            flag(setting, name, value)
+        # Where both exist, the old spelling is the deprecated one.
+        if "--load-mode" in known:
+            flag("load", "--load-mode", "none" if self.load == "no-mmap" else "mmap")
+        elif self.load == "no-mmap":
+            flag("load", "--no-mmap")
+        if self.jinja:
+            flag("jinja", "--jinja")
+        elif "--no-jinja" in known:  # where it is missing, Jinja is off unless asked for
+            out.append("--no-jinja")
+        if self.metrics:
+            flag("metrics", "--metrics")
+        return out
+
+    def _extra(self, known: frozenset[str]) -> tuple[str, ...]:
+        for argument in self.extra_args:
+            if name := flag_of(argument):
+                self._need(known, "extra_args", argument, name)
+                _check("=" not in argument, "extra_args", argument, "two arguments: llama-server splits none at '='")
+        return self.extra_args
+
+    def _need(self, known: frozenset[str], setting: str, value: object, name: str) -> None:
+        if name not in known:
+            needed = "--no-mmap or --load-mode" if setting == "load" else name
+            raise UnsupportedFlag(field=setting, value=value, allowed=needed, binary=" ".join(self.command))
+
+    @staticmethod
+    def _refuse_owned(argument: str) -> None:
+        name = flag_of(argument)
+        if name in OWNER:
+            shown = MASK if OWNER[name] == "api_key" else argument  # what stands behind its '=' may be the key
+            use = f"free of {name}: use the setting {OWNER[name]!r}"
+            raise ProfileError(field="extra_args", value=shown, allowed=use)
+        _check(name not in UNREACHABLE, "extra_args", argument, f"free of {name}: probes ask http://host:port/health")
+
+
+def _check(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ProfileError(field=name, value=value, allowed=allowed)

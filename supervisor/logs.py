@@ -1,0 +1,242 @@
+"""The log pump: bytes -> bounded lines -> redaction -> level -> a callback and a tail.
+
+Nothing here waits on anyone but the child. Reading has priority over processing: what is read and cannot be processed
+in time waits in a bounded backlog, and beyond that the oldest output is dropped and counted. So a child never blocks on
+a full pipe for longer than one turn of the event loop, whatever it writes and however slow the consumer is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Final, Literal
+
+import anyio
+import anyio.lowlevel
+
+from supervisor.events import Level
+from supervisor.profile import LogLimits
+from supervisor.redact import Redactor
+
+Stream = Literal["stdout", "stderr"]
+
+_CHUNK_BYTES: Final = 1 << 16
+_SLICE_S: Final = 0.001  # processing yields to reading this often
+_REPORT_S: Final = 1.0  # between two reports of drops
+# ECMA-48: control sequences, operating system commands, and two-byte escapes.
+_ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+_CONTROLS: Final = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)]) | {0x09: " "}
+
+
+class LineSplitter:
+    """Bytes to lines under any chunking, in bounded memory. Pure.
+
+    A line longer than `limit` bytes is cut there; its rest is skipped and counted in `lost_bytes`.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._line = bytearray()
+        self._skipping = False  # up to the next line break
+        self.lost_bytes = 0
+
+    def feed(self, data: bytes) -> Iterator[tuple[bytes, bool]]:
+        """Yields (line without its break, whether it was cut). Consume it wholly before the next call."""
+        begin = 0
+        while begin < len(data):
+            end = data.find(b"\n", begin)
+            stop = len(data) if end < 0 else end
+            if self._skipping:
+                self.lost_bytes += stop - begin
+            else:
+                room = self._limit - len(self._line)
+                self._line += data[begin : min(stop, begin + room)]
+                if stop - begin > room:
+                    self.lost_bytes += stop - begin - room
+                    yield self._take(), True
+                    self._skipping = True
+            if end >= 0:
+                if not self._skipping:
+                    yield self._take(), False
+                self._skipping = False
+            begin = stop + 1
+
+    def partial(self) -> bytes:
+        """What has come of a line that is not finished."""
+        return bytes(self._line)
+
+    def gap(self) -> None:
+        """Input is missing here: the unfinished line and the rest of the next one cannot be trusted."""
+        self.lost_bytes += len(self._line)
+        self._line.clear()
+        self._skipping = True
+
+    def _take(self) -> bytes:
+        line = bytes(self._line)
+        self._line.clear()
+        return line
+
+
+class LogPump:
+    """Drains one child's stdout and stderr until both end.
+
+    Args:
+        fds: non-blocking read ends by stream name; the caller closes them after `run` has ended.
+        limits: bounds and the engine's line parser.
+        redact: applied before anything is stored or handed on.
+        on_line: (stream, level, text); must not block.
+        on_dropped: (lines, bytes) not kept since the last call, at most once a second and at the end; must not block.
+    """
+
+    def __init__(
+        self,
+        fds: dict[Stream, int],
+        limits: LogLimits,
+        redact: Redactor,
+        *,
+        on_line: Callable[[Stream, Level, str], None],
+        on_dropped: Callable[[int, int], None],
+    ) -> None:
+        self._fds = fds
+        self._limits = limits
+        self._redact = redact
+        self._on_line = on_line
+        self._on_dropped = on_dropped
+        # A secret that begins before the cut must be whole to be recognised.
+        self._splitters = {stream: LineSplitter(limits.max_line_bytes + redact.longest_bytes) for stream in fds}
+        self._tail: deque[str] = deque(maxlen=limits.tail_lines)
+        self._dropped = [0, 0]  # lines, bytes
+        self._reported_at = 0.0
+        self.bytes_seen = 0
+        self.drained = anyio.Event()
+
+    async def run(self) -> None:
+        """Pumps until every writer has closed both pipes, then sets `drained`.
+
+        Cancellation stops the draining at once; lines that were read by then are kept.
+        """
+        async with anyio.create_task_group() as tasks:
+            for stream in self._fds:
+                tasks.start_soon(self._pump, stream)
+        self._report(final=True)
+        self.drained.set()
+
+    def tail(self) -> tuple[str, ...]:
+        """The last lines, unfinished ones included, redacted."""
+        partials = (splitter.partial() for splitter in self._splitters.values())
+        shown = [self._clean(partial, cut=True) for partial in partials if partial]
+        return tuple([*self._tail, *filter(None, shown)][-self._limits.tail_lines :])
+
+    async def _pump(self, stream: Stream) -> None:
+        fd = self._fds[stream]
+        backlog = _Backlog(self._limits.backlog_bytes)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._process, stream, backlog)
+            while True:
+                try:
+                    data = os.read(fd, _CHUNK_BYTES)
+                except BlockingIOError:
+                    await anyio.wait_readable(fd)
+                    continue
+                if not data:
+                    break
+                self.bytes_seen += len(data)
+                lines, lost = backlog.put(data)
+                self._lose(lines, lost)
+                await anyio.lowlevel.checkpoint()
+            backlog.end()
+
+    async def _process(self, stream: Stream, backlog: _Backlog) -> None:
+        splitter = self._splitters[stream]
+        slice_ends = time.monotonic() + _SLICE_S
+        async for data in backlog:
+            if backlog.take_gap():
+                splitter.gap()
+            for line, cut in splitter.feed(data):
+                self._keep(stream, line, cut=cut)
+                if time.monotonic() >= slice_ends:
+                    await anyio.lowlevel.checkpoint()
+                    slice_ends = time.monotonic() + _SLICE_S
+            if splitter.lost_bytes:
+                self._lose(0, splitter.lost_bytes)
+                splitter.lost_bytes = 0
+        if rest := splitter.partial():
+            self._keep(stream, rest, cut=True)
+            splitter.gap()
+
+    def _keep(self, stream: Stream, line: bytes, *, cut: bool) -> None:
+        text = self._clean(line, cut=cut)
+        if text:
+            level, shown = self._limits.parse(text)
+            self._tail.append(shown)
+            self._on_line(stream, level, shown)
+
+    def _clean(self, line: bytes, *, cut: bool) -> str:
+        text = line.decode("utf-8", "replace").rstrip("\r")
+        if not text.isprintable():
+            text = _ANSI.sub("", text.rpartition("\r")[2]).translate(_CONTROLS)  # \r: what a terminal would show
+        text = self._redact.cut(text) if cut else self._redact(text)
+        return text[: self._limits.max_line_bytes].rstrip()
+
+    def _lose(self, lines: int, lost_bytes: int) -> None:
+        self._dropped[0] += lines
+        self._dropped[1] += lost_bytes
+        self._report()
+
+    def _report(self, *, final: bool = False) -> None:
+        now = time.monotonic()
+        if self._dropped[1] and (final or now - self._reported_at >= _REPORT_S):
+            self._reported_at = now
+            self._on_dropped(*self._dropped)
+            self._dropped = [0, 0]
+
+
+class _Backlog:
+    """Chunks read and not yet processed: bounded, oldest dropped first, iterated by one task."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+        self._gap = False
+        self._ended = False
+        self._more = anyio.Event()
+
+    def put(self, data: bytes) -> tuple[int, int]:
+        """Adds a chunk; returns the (lines, bytes) that had to go."""
+        self._chunks.append(data)
+        self._size += len(data)
+        lines = lost = 0
+        while self._size > self._limit:
+            oldest = self._chunks.popleft()
+            self._size -= len(oldest)
+            lines += oldest.count(b"\n")
+            lost += len(oldest)
+            self._gap = True
+        self._more.set()
+        return lines, lost
+
+    def end(self) -> None:
+        self._ended = True
+        self._more.set()
+
+    def take_gap(self) -> bool:
+        """Whether chunks were dropped before the one that was just taken."""
+        gap, self._gap = self._gap, False
+        return gap
+
+    def __aiter__(self) -> _Backlog:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._chunks:
+            if self._ended:
+                raise StopAsyncIteration
+            self._more = anyio.Event()
+            await self._more.wait()
+        data = self._chunks.popleft()
+        self._size -= len(data)
+        return data

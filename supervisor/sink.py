@@ -1,0 +1,174 @@
+"""Events to a stream, through structlog: console lines or JSON, one object a line.
+
+Rendering and writing happen on a thread behind a bounded queue, because a terminal or a pipe may block, and an observer
+must not. What a slow stream cannot take is dropped, the child's lines first, and the count is reported.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TextIO
+
+from supervisor.events import ChildLog, Event, LoadProgress, LogDropped
+
+LogFormat = Literal["console", "json"]
+
+_SPARE: Final = 1000  # places of the queue that the child's lines may not take
+_BASE: Final = frozenset({"elapsed_s", "unix_s", "line_level"})
+_CLEAR_LINE: Final = "\r\x1b[2K"
+
+
+def to_dict(event: Event) -> dict[str, Any]:
+    """An event as `event`, `level`, `timestamp` (ISO 8601, UTC), `elapsed_s`, and its own fields."""
+    level = event.line_level if isinstance(event, ChildLog) else event.level
+    stamp = datetime.fromtimestamp(event.unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    own = {f.name: getattr(event, f.name) for f in fields(event) if f.name not in _BASE}
+    return {
+        "event": event.name,
+        "level": level,
+        "timestamp": stamp,
+        "elapsed_s": round(event.elapsed_s, 4),
+        **{name: round(value, 4) if isinstance(value, float) else value for name, value in own.items()},
+    }
+
+
+class Sink:
+    """An observer that writes events to a stream from a thread of its own. A context manager: leaving it flushes.
+
+    Args:
+        stream: where to; only the sink's thread writes there.
+        log_format: `console` for people (colours and a live progress line on a terminal), `json` for machines.
+        capacity: events that may wait; beyond it, log lines are dropped and counted.
+    """
+
+    def __init__(self, stream: TextIO, log_format: LogFormat = "console", *, capacity: int = 10_000) -> None:
+        self._stream = stream
+        self._live = log_format == "console" and stream.isatty()
+        self._render = _json_renderer() if log_format == "json" else _console_renderer(colors=self._live)
+        self._capacity = capacity
+        self._queue: deque[Event | str] = deque()
+        self._changed = threading.Condition()
+        self._dropped = [0, 0]  # lines, bytes
+        self._writing = False
+        self._closed = False
+        self._line_is_live = False
+        self._thread = threading.Thread(target=self._work, name="warmboot-sink", daemon=True)
+        self._thread.start()
+
+    def __call__(self, event: Event) -> None:
+        """Queues the event; never blocks for longer than a lock of microseconds."""
+        with self._changed:
+            limit = self._capacity - _SPARE if isinstance(event, ChildLog) else self._capacity
+            if len(self._queue) >= limit:
+                if isinstance(event, ChildLog):
+                    self._dropped[0] += 1
+                    self._dropped[1] += len(event.line)
+                return
+            self._queue.append(event)
+            self._changed.notify_all()
+
+    def say(self, text: str) -> None:
+        """Queues plain text, for a person."""
+        with self._changed:
+            self._queue.append(text)
+            self._changed.notify_all()
+
+    def flush(self, timeout_s: float = 2.0) -> bool:
+        """Waits until everything queued is written, for so long at most; returns whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._queue and not self._writing, timeout_s)
+
+    def close(self) -> None:
+        """Flushes for at most 2 s, then gives up: a stream that nobody reads must not hang the exit. Idempotent."""
+        self.flush()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(0.5)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                if not self._queue:
+                    return
+                batch = list(self._queue)
+                self._queue.clear()
+                dropped, self._dropped = self._dropped, [0, 0]
+                self._writing = True
+            last = next((item for item in reversed(batch) if isinstance(item, Event)), None)
+            if dropped[0] and last is not None:
+                batch.append(
+                    LogDropped(elapsed_s=last.elapsed_s, unix_s=last.unix_s, lines=dropped[0], bytes=dropped[1])
+                )
+            try:
+                self._stream.write("".join(map(self._text, batch)))
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._stream_is_gone()
+                return
+
+    def _stream_is_gone(self) -> None:
+        # The reader has left (a closed terminal, `| head`): the server matters more than its log.
+        with self._changed:
+            self._capacity = 0
+            self._queue.clear()
+            self._writing = False
+            self._changed.notify_all()
+
+    def _text(self, item: Event | str) -> str:
+        if self._live and isinstance(item, LoadProgress):
+            self._line_is_live = True
+            return _CLEAR_LINE + _progress_line(item)
+        clear = _CLEAR_LINE if self._line_is_live else ""
+        self._line_is_live = False
+        return clear + (item if isinstance(item, str) else self._render(to_dict(item))) + "\n"
+
+
+def _progress_line(event: LoadProgress) -> str:
+    total = event.total_bytes or event.bytes or 1
+    part = event.bytes / total
+    bar = ("█" * round(part * 30)).ljust(30, "░")
+    left = "" if event.eta_s is None else f", {event.eta_s:.0f} s left"
+    return f"loading {bar} {part:4.0%} of {total / 1e6:,.0f} MB at {event.bytes_per_s / 1e6:,.0f} MB/s{left}"
+
+
+def _json_renderer() -> Callable[[dict[str, Any]], str]:
+    import structlog
+
+    renderer = structlog.processors.JSONRenderer(default=str)
+
+    def render(entry: dict[str, Any]) -> str:
+        return str(renderer(None, "", entry))
+
+    return render
+
+
+def _console_renderer(*, colors: bool) -> Callable[[dict[str, Any]], str]:
+    import structlog
+
+    renderer = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=20, sort_keys=False)
+
+    def render(entry: Mapping[str, Any]) -> str:
+        entry = dict(entry)
+        if entry["event"] == "child.log":  # the child's own words, without the frame around them
+            return f"{'':8}{'│'} {entry['line']}"
+        entry["timestamp"] = f"{entry.pop('elapsed_s'):7.2f}"
+        return str(renderer(None, "", entry))
+
+    return render

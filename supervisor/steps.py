@@ -1,0 +1,48 @@
+"""Running Steps: in order, each under its deadline, each reported."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import anyio
+
+from supervisor.contract import Child, Step
+from supervisor.emitter import Emitter
+from supervisor.errors import StepFailed
+from supervisor.events import StepPassed, StepRefused, WarmupPassed
+
+
+async def run_steps(point: str, steps: Sequence[Step], child: Child, emit: Emitter) -> None:
+    """Runs the Steps of a lifecycle point one after the other; the first failure ends it.
+
+    Raises:
+        StepFailed: a Step raised, or overran its deadline. Reasons are redacted.
+    """
+    for step in steps:
+        began = time.monotonic()
+        cause = await attempt(step, child)
+        took_s = time.monotonic() - began
+        if cause is not None:
+            reason = child.redact(describe(cause))
+            emit(StepRefused, point=point, step=step.name, took_s=took_s, reason=reason)
+            raise StepFailed(point=point, step=step.name, took_s=took_s, reason=reason) from cause
+        emit(WarmupPassed if point == "warmup" else StepPassed, point=point, step=step.name, took_s=took_s)
+
+
+async def attempt(step: Step, child: Child) -> Exception | None:
+    """Runs one Step under its deadline; returns what it raised, None when it passed."""
+    limit_s = child.profile.timeouts.step_s if step.deadline_s is None else step.deadline_s
+    try:
+        with anyio.move_on_after(limit_s) as scope:
+            await step(child)
+    except Exception as error:  # noqa: BLE001  a Step may raise anything; it becomes StepFailed
+        return error
+    return TimeoutError(f"no result within {limit_s:g} s") if scope.cancelled_caught else None
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line, with the parts of a group spelled out."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(describe(part) for part in error.exceptions)
+    return str(error) or type(error).__name__
