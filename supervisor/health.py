@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _MAX_BODY_BYTES: Final = 1 << 20
 _GROWTH: Final = 1.5
+_REFUSED: Final = "connection refused"
+_LOOK_AROUND: Final = 20  # refused probes between two looks for other ports: /proc is not free
 
 
 class Hint:
@@ -92,6 +94,7 @@ async def wait_up(child: Child, polling: Polling, hint: Hint, *, on_waiting: Cal
     """
     health = child.profile.health
     quick = 0  # the attempt at which the pace began anew
+    others: list[int] = []
 
     def delay_s(state: RetryCallState) -> float:
         return min(health.poll_min_s * _GROWTH ** min(state.attempt_number - quick - 1, 64), health.poll_max_s)
@@ -105,6 +108,12 @@ async def wait_up(child: Child, polling: Polling, hint: Hint, *, on_waiting: Cal
         if state.attempt_number % health.log_every == 0:
             on_waiting(state.attempt_number, polling.detail)
 
+    def elsewhere() -> str:
+        nonlocal others
+        if polling.probes % _LOOK_AROUND == 0 and child.pid:
+            others = [port for port in procfs.listening_ports(child.pid) if port != child.port]
+        return f" (the child listens on port {', '.join(map(str, others))} instead)" if others else ""
+
     await import_client()
     async with child.client(timeout_s=child.profile.timeouts.probe_s) as client:
 
@@ -114,10 +123,8 @@ async def wait_up(child: Child, polling: Polling, hint: Hint, *, on_waiting: Cal
             if why_not is None:
                 _check_owner(child)
                 why_not = await _check_model(client, child)
-            elif procfs.AVAILABLE and child.pid and "refused" in why_not and polling.probes % 20 == 0:
-                others = [port for port in procfs.listening_ports(child.pid) if port != child.port]
-                if others:
-                    why_not += f" (the child listens on port {', '.join(map(str, others))} instead)"
+            elif why_not == _REFUSED:
+                why_not += elsewhere()
             polling.detail = why_not or "up"
             return why_not
 
@@ -193,9 +200,8 @@ async def _get(client: httpx.AsyncClient, path: str, limit_s: float) -> tuple[in
         async with client.stream("GET", path) as response:
             body = bytearray()
             async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > _MAX_BODY_BYTES:
-                    break
+                if len(body) < _MAX_BODY_BYTES:  # no break: Trio minds a generator that is dropped half-way
+                    body += chunk
             return response.status_code, body.decode("utf-8", "replace")
 
 
@@ -206,7 +212,7 @@ def _describe(error: Exception, limit_s: float) -> str:
         case TimeoutError() | httpx.TimeoutException():
             return f"no answer within {limit_s:g} s"
         case httpx.ConnectError():
-            return "connection refused"
+            return _REFUSED
         case httpx.HTTPError() | OSError():
             return f"{type(error).__name__}: {error}"
     raise error

@@ -197,8 +197,8 @@ def _signal_name(number: int) -> str:
 
 
 def _spawn_reason(error: OSError, cwd: Path | None) -> str:
-    if cwd is not None and error.filename == str(cwd):
-        return f"the working directory {cwd} is not usable ({error.strerror})"
+    if cwd is not None and not cwd.is_dir():
+        return f"the working directory {cwd} does not exist"
     hints = {
         "FileNotFoundError": "no such program on PATH, or its interpreter is missing",
         "PermissionError": "it is not executable, or its file system is mounted noexec",

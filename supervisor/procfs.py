@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -108,10 +109,12 @@ def _stats() -> list[tuple[int, list[str]]]:
 
 
 def _descriptors(pid: int) -> list[str]:
-    try:
-        return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    except OSError:
-        return []  # another user's process, or gone by now
+    names = []
+    with contextlib.suppress(OSError):  # another user's process, or gone by now
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                names.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return names
 
 
 def _command(pid: int) -> str:

@@ -293,6 +293,10 @@ class Profile:
         _count("port", self.port, 0, 65_535)
         if self.port == 0 and not any("{port}" in text for text in texts.values()):
             raise ProfileError(field="port", value=0, allowed="a number, or '{port}' must stand in the command or env")
+        if self.api_key and not re.fullmatch(r"[!-~]+", self.api_key.reveal()):
+            raise ProfileError(
+                field="api_key", value=self.api_key, allowed="visible ASCII without spaces (it is a header)"
+            )
         _check(not (self.open_access and self.api_key), "open_access", True, "False when an api_key is set")
 
     @property

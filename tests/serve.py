@@ -72,9 +72,11 @@ def running_raw(answer: Callable[[str], bytes | Iterator[bytes]], *, step_s: flo
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=_serve, args=(listener, answer), daemon=True)
         thread.start()
-        yield child_at(listener.getsockname()[1], step_s=step_s)
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
+        try:
+            yield child_at(listener.getsockname()[1], step_s=step_s)
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def _serve(listener: socket.socket, answer: Callable[[str], bytes | Iterator[bytes]]) -> None:
@@ -97,12 +99,18 @@ def _serve(listener: socket.socket, answer: Callable[[str], bytes | Iterator[byt
 
 def _read_request(client: socket.socket) -> str:
     """The head of a request, once its body has been read as well: closing over unread bytes would reset."""
+
+    def more() -> bytes:
+        if data := client.recv(65536):
+            return data
+        raise ConnectionError("the client went away")
+
     data = b""
     while b"\r\n\r\n" not in data:
-        data += client.recv(65536)
+        data += more()
     head, _, body = data.partition(b"\r\n\r\n")
     length = re.search(rb"(?i)content-length: *(\d+)", head)
     missing = int(length[1]) - len(body) if length else 0
     while missing > 0:
-        missing -= len(client.recv(65536))
+        missing -= len(more())
     return head.decode("latin-1")

@@ -1,0 +1,44 @@
+"""Fixtures for every test: both event loops, and the proof that a test leaves no process and no thread behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Async tests run on both loops."""
+    return request.param
+
+
+def children() -> set[int]:
+    """Processes whose parent is this one, zombies included."""
+    found = set()
+    for task in Path("/proc/self/task").iterdir() if Path("/proc/self/task").exists() else ():
+        found |= set(map(int, (task / "children").read_text().split()))
+    return found
+
+
+def descriptors() -> int:
+    """How many descriptors this process holds."""
+    return len(os.listdir("/dev/fd"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """A test ends with the processes and threads that it began with."""
+    before = children()
+    threads = {thread.ident for thread in threading.enumerate()}
+    yield
+    assert children() <= before, f"processes left behind: {children() - before}"
+    # Trio keeps its idle worker threads for 10 s, for the whole process.
+    left = [t for t in threading.enumerate() if t.ident not in threads and not t.name.startswith("Trio thread")]
+    for thread in left:
+        thread.join(5)  # a worker of a loop that has just ended may need a moment
+    assert not [t for t in left if t.is_alive()], f"threads left behind: {left}"

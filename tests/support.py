@@ -1,0 +1,69 @@
+"""Profiles of the fake server, and an observer that remembers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+from supervisor import Daemon, Health, Profile, State, Stop, Supervised, Timeouts
+from supervisor.events import Event
+
+FAKE = Path(__file__).with_name("fake_server.py")
+READY_LINE = "server is listening on"
+
+E = TypeVar("E", bound=Event)
+
+
+def fake_profile(*flags: str, **fields: Any) -> Profile:
+    """A profile of the fake server with fault flags; limits are short, fields override."""
+    defaults: dict[str, Any] = {
+        "name": "fake",
+        "command": (sys.executable, "-I", "-S", str(FAKE), "--port", "{port}", *flags),
+        "health": Health(ready_pattern=READY_LINE),
+        "timeouts": Timeouts(start_s=30, stall_s=30, probe_s=5, step_s=20, resume_s=10),
+        "stop": Stop(grace_s=5, drain_s=2),
+    }
+    return Profile(**(defaults | fields))
+
+
+class Recorder:
+    """An observer that keeps every event."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+    @property
+    def names(self) -> list[str]:
+        """The events' names, log lines and progress left out."""
+        noise = {"child.log", "load.progress", "health.waiting"}
+        return [event.name for event in self.events if event.name not in noise]
+
+    def of(self, kind: type[E]) -> list[E]:
+        """The events of one class, in order."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def one(self, kind: type[E]) -> E:
+        """The only event of its class."""
+        (event,) = self.of(kind)
+        return event
+
+    def lines(self) -> list[str]:
+        """The child's log lines."""
+        return [getattr(event, "line", "") for event in self.events if event.name == "child.log"]
+
+
+def is_in(server: Supervised | Daemon, state: State) -> bool:
+    """Whether it is in that state now (a function, because a type checker takes a property for a constant)."""
+    return server.state is state
+
+
+def alive(pid: int | None) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
