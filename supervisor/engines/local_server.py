@@ -106,7 +106,7 @@ def _serve(engine: Any, given: dict[str, str]) -> NoReturn:
     sys.stderr.write(f"serving on {server.listening_address}\n")
     sys.stderr.flush()
     os.read(awake, 1)
-    os._exit(0)  # the server's destructor takes 0.1 s when idle and waits for answers that are under way
+    os._exit(0)  # the server's destructor takes 0.1 s when idle, and for ever while an answer is under way
 
 
 def _params(engine: Any, given: dict[str, str]) -> Any:
