@@ -7,6 +7,7 @@ a full pipe for longer than one turn of the event loop, whatever it writes and h
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import time
@@ -26,22 +27,26 @@ Stream = Literal["stdout", "stderr"]
 _CHUNK_BYTES: Final = 1 << 16
 _SLICE_S: Final = 0.001  # processing yields to reading this often
 _REPORT_S: Final = 1.0  # between two reports of drops
-# ECMA-48: control sequences, operating system commands, and two-byte escapes.
-_ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+# ECMA-48: control sequences, operating system commands, and two-byte escapes; also one that the text's end cuts off.
+_ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*(?:[@-~]|\Z)|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_]|\Z)")
+_DECODER: Final = codecs.getincrementaldecoder("utf-8")
 _CONTROLS: Final = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)]) | {0x09: " "}
 
 
 class LineSplitter:
     """Bytes to lines under any chunking, in bounded memory. Pure.
 
-    A line longer than `limit` bytes is cut there; its rest is skipped and counted in `lost_bytes`.
+    A line longer than `limit` bytes is cut there; its rest is skipped and counted in `lost_bytes`. `lost_lines` counts
+    the lines that a gap left without a beginning; their bytes, line break included, are in `lost_bytes` too.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._line = bytearray()
         self._skipping = False  # up to the next line break
+        self._headless = False  # what is skipped was not yielded, not even in part
         self.lost_bytes = 0
+        self.lost_lines = 0
 
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bool]]:
         """Yields (line without its break, whether it was cut). Consume it wholly before the next call."""
@@ -61,7 +66,10 @@ class LineSplitter:
             if end >= 0:
                 if not self._skipping:
                     yield self._take(), False
-                self._skipping = False
+                elif self._headless:
+                    self.lost_lines += 1
+                    self.lost_bytes += 1
+                self._skipping = self._headless = False
             begin = stop + 1
 
     def partial(self) -> bytes:
@@ -72,6 +80,8 @@ class LineSplitter:
         """Input is missing here: the unfinished line and the rest of the next one cannot be trusted."""
         self.lost_bytes += len(self._line)
         self._line.clear()
+        # A line that was cut before has been yielded: its end is not another line.
+        self._headless = self._headless or not self._skipping
         self._skipping = True
 
     def _take(self) -> bytes:
@@ -161,8 +171,8 @@ class LogPump:
                     await anyio.lowlevel.checkpoint()
                     slice_ends = time.monotonic() + _SLICE_S
             if splitter.lost_bytes:
-                self._lose(0, splitter.lost_bytes)
-                splitter.lost_bytes = 0
+                self._lose(splitter.lost_lines, splitter.lost_bytes)
+                splitter.lost_lines = splitter.lost_bytes = 0
         if rest := splitter.partial():
             self._keep(stream, rest, cut=True)
             splitter.gap()
@@ -171,11 +181,18 @@ class LogPump:
         text = self._clean(line, cut=cut)
         if text:
             level, shown = self._limits.parse(text)
+            if shown is not text:
+                # Unescaping (JSON's) may bring to light what was not there before: a secret, a control character.
+                shown = self._tidy(" ".join(shown.encode("utf-8", "replace").decode().splitlines()), cut=cut)
             self._tail.append(shown)
             self._on_line(stream, level, shown)
 
     def _clean(self, line: bytes, *, cut: bool) -> str:
-        text = line.decode("utf-8", "replace").rstrip("\r")
+        # Not final where it is cut: half a character would hide the beginning of a secret before it.
+        text = _DECODER("replace").decode(line) if cut else line.decode("utf-8", "replace")
+        return self._tidy(text.rstrip("\r"), cut=cut)
+
+    def _tidy(self, text: str, *, cut: bool) -> str:
         if not text.isprintable():
             text = _ANSI.sub("", text.rpartition("\r")[2]).translate(_CONTROLS)  # \r: what a terminal would show
         text = self._redact.cut(text) if cut else self._redact(text)

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 from supervisor.errors import ProfileError
 
@@ -24,7 +24,8 @@ class Secret:
         name: what to call it in errors, never the value.
 
     Raises:
-        ProfileError: the value is empty, white space, or holds a line break or NUL (no header could carry it).
+        ProfileError: the value is empty, white space, or holds an unprintable character (no header could carry it, and
+            a log, which is printable, would show it in a form that nobody recognises).
     """
 
     __slots__ = ("_value",)
@@ -32,8 +33,8 @@ class Secret:
     def __init__(self, value: str, *, name: str = "secret") -> None:
         if not value.strip():
             raise ProfileError(field=name, value=value, allowed="a non-blank string")
-        if any(c in value for c in "\r\n\0"):
-            raise ProfileError(field=name, value=MASK, allowed="one line of text without NUL")
+        if not value.isprintable():
+            raise ProfileError(field=name, value=MASK, allowed="one line of printable text")
         self._value = value
 
     def reveal(self) -> str:
@@ -67,8 +68,10 @@ class Redactor:
     def __init__(self, secrets: Iterable[Secret]) -> None:
         forms: set[str] = set()
         for secret in secrets:
-            value = secret.reveal()
-            forms |= {value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], quote(value, "")}
+            # Servers and headers strip the blanks around a value.
+            for value in (secret.reveal(), secret.reveal().strip()):
+                forms |= {value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+                forms |= {quote(value, ""), quote(value), quote_plus(value)}
         # Longest first: one secret may be the beginning of another.
         self._forms: list[str] = sorted(forms, key=lambda form: (-len(form), form))
         self._pattern = re.compile("|".join(map(re.escape, self._forms))) if forms else None
@@ -79,17 +82,26 @@ class Redactor:
 
     def cut(self, text: str) -> str:
         """Masks text whose end was cut off, and drops the beginning of a secret that stands at the cut."""
-        text = self(text)
+        if self._pattern is None:
+            return text
         drop = 0
         for form in self._forms:
             for size in range(min(len(form) - 1, len(text)), drop, -1):
                 if text.endswith(form[:size]):
                     drop = size
                     break
-        return text[: len(text) - drop]
+        # Found before anything is masked: a short secret may be the beginning of the long one that is cut here.
+        end, begin = len(text) - drop, 0
+        out: list[str] = []
+        for match in self._pattern.finditer(text):
+            if match.start() >= end:
+                break
+            out += text[begin : match.start()], MASK
+            begin = match.end()
+        return "".join([*out, text[begin:end]])
 
     def argv(self, argv: Sequence[str]) -> tuple[str, ...]:
-        """A command line fit for a log: known secrets masked, and the values of options that name a secret."""
+        """A command line fit for a log: known secrets masked, and the values of options and variables that name one."""
         out: list[str] = []
         mask_next = False
         for arg in argv:
@@ -97,7 +109,7 @@ class Redactor:
             if mask_next:
                 out.append(MASK)
                 mask_next = False
-            elif option.startswith("-") and is_secret_name(option):
+            elif (equals or option.startswith("-")) and is_secret_name(option):
                 out.append(f"{option}={MASK}" if equals else option)
                 mask_next = not equals
             else:

@@ -38,4 +38,4 @@ class RestartBudget:
             return f"the budget of {policy.max_restarts} restarts is spent"
         delay_s = min(policy.backoff_s * 2.0 ** min(self.attempt, 64), policy.backoff_max_s)
         self.attempt += 1
-        return delay_s * (1 + policy.jitter * self._random.uniform(-1, 1))
+        return min(delay_s * (1 + policy.jitter * self._random.uniform(-1, 1)), policy.backoff_max_s)

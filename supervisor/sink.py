@@ -6,11 +6,14 @@ must not. What a slow stream cannot take is dropped, the child's lines first, an
 
 from __future__ import annotations
 
+import os
+import select
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
+from io import BufferedWriter, FileIO, TextIOWrapper
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TextIO
 
@@ -18,7 +21,7 @@ from supervisor.events import ChildLog, Event, LoadProgress, LogDropped
 
 LogFormat = Literal["console", "json"]
 
-_SPARE: Final = 1000  # places of the queue that the child's lines may not take
+_SPARE: Final = 10  # one part in so many of the queue is not for the child's lines
 _BASE: Final = frozenset({"elapsed_s", "unix_s", "line_level"})
 _CLEAR_LINE: Final = "\r\x1b[2K"
 
@@ -48,6 +51,7 @@ class Sink:
 
     def __init__(self, stream: TextIO, log_format: LogFormat = "console", *, capacity: int = 10_000) -> None:
         self._stream = stream
+        self._fd = _descriptor(stream)
         self._live = log_format == "console" and stream.isatty()
         self._render = _json_renderer() if log_format == "json" else _console_renderer(colors=self._live)
         self._capacity = capacity
@@ -56,6 +60,7 @@ class Sink:
         self._dropped = [0, 0]  # lines, bytes
         self._writing = False
         self._closed = False
+        self._gone = False
         self._line_is_live = False
         self._thread = threading.Thread(target=self._work, name="warmboot-sink", daemon=True)
         self._thread.start()
@@ -63,11 +68,16 @@ class Sink:
     def __call__(self, event: Event) -> None:
         """Queues the event; never blocks for longer than a lock of microseconds."""
         with self._changed:
-            limit = self._capacity - _SPARE if isinstance(event, ChildLog) else self._capacity
+            if self._gone:
+                return
+            limit = self._capacity - self._capacity // _SPARE if isinstance(event, ChildLog) else self._capacity
             if len(self._queue) >= limit:
                 if isinstance(event, ChildLog):
                     self._dropped[0] += 1
-                    self._dropped[1] += len(event.line)
+                    self._dropped[1] += len(event.line.encode(errors="replace"))
+                elif isinstance(event, LogDropped):  # what it counts is still not kept
+                    self._dropped[0] += event.lines
+                    self._dropped[1] += event.bytes
                 return
             self._queue.append(event)
             self._changed.notify_all()
@@ -75,8 +85,9 @@ class Sink:
     def say(self, text: str) -> None:
         """Queues plain text, for a person."""
         with self._changed:
-            self._queue.append(text)
-            self._changed.notify_all()
+            if not self._gone:
+                self._queue.append(text)
+                self._changed.notify_all()
 
     def flush(self, timeout_s: float = 2.0) -> bool:
         """Waits until everything queued is written, for so long at most; returns whether it is."""
@@ -100,6 +111,15 @@ class Sink:
         self.close()
 
     def _work(self) -> None:
+        try:
+            self._write_all()
+        except (OSError, ValueError):
+            self._stream_is_gone()
+        finally:
+            if self._fd is not None:
+                os.close(self._fd)
+
+    def _write_all(self) -> None:
         while True:
             with self._changed:
                 self._writing = False
@@ -109,24 +129,33 @@ class Sink:
                     return
                 batch = list(self._queue)
                 self._queue.clear()
-                dropped, self._dropped = self._dropped, [0, 0]
                 self._writing = True
-            last = next((item for item in reversed(batch) if isinstance(item, Event)), None)
-            if dropped[0] and last is not None:
-                batch.append(
-                    LogDropped(elapsed_s=last.elapsed_s, unix_s=last.unix_s, lines=dropped[0], bytes=dropped[1])
-                )
+                last = next((item for item in reversed(batch) if isinstance(item, Event)), None)
+                if any(self._dropped) and last is not None:
+                    lines, lost = self._dropped
+                    batch.append(LogDropped(elapsed_s=last.elapsed_s, unix_s=last.unix_s, lines=lines, bytes=lost))
+                    self._dropped = [0, 0]
+            self._write("".join(map(self._text, batch)))
+
+    def _write(self, text: str) -> None:
+        encoding = self._stream.encoding or "utf-8"
+        data = text.encode(encoding, "backslashreplace")
+        self._stream.flush()  # raises ValueError when the stream has been closed
+        if self._fd is None:
+            self._stream.write(data.decode(encoding))
+            self._stream.flush()
+        while data and self._fd is not None:
             try:
-                self._stream.write("".join(map(self._text, batch)))
-                self._stream.flush()
-            except (OSError, ValueError):
-                self._stream_is_gone()
-                return
+                data = data[os.write(self._fd, data) :]
+            except BlockingIOError:  # whoever shares the terminal or pipe made it non-blocking
+                poll = select.poll()
+                poll.register(self._fd, select.POLLOUT)
+                poll.poll()
 
     def _stream_is_gone(self) -> None:
         # The reader has left (a closed terminal, `| head`): the server matters more than its log.
         with self._changed:
-            self._capacity = 0
+            self._gone = True
             self._queue.clear()
             self._writing = False
             self._changed.notify_all()
@@ -138,6 +167,16 @@ class Sink:
         clear = _CLEAR_LINE if self._line_is_live else ""
         self._line_is_live = False
         return clear + (item if isinstance(item, str) else self._render(to_dict(item))) + "\n"
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    """A descriptor of a plain text file, pipe or terminal; None: the stream is something else.
+
+    A thread that blocks in the stream's own `write` holds its lock, and the interpreter's exit, which flushes stderr,
+    would wait for that lock for ever.
+    """
+    buffer = stream.buffer if isinstance(stream, TextIOWrapper) else None
+    return os.dup(stream.fileno()) if isinstance(buffer, BufferedWriter) and isinstance(buffer.raw, FileIO) else None
 
 
 def _progress_line(event: LoadProgress) -> str:

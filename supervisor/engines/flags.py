@@ -23,10 +23,11 @@ Binary = str | Path | tuple[str, ...]
 
 HELP_S: Final = 30.0  # a build for GPUs may look for devices before it prints its help
 HELP_BYTES: Final = 1 << 20
+GONE: Final = "the argument has been removed"
 
 _FLAG: Final = r"-{1,2}[A-Za-z][\w-]*"
 # A row begins in the first column; flags that a description mentions come after it, or in indented lines.
-_ROW: Final = re.compile(rf"(?m)^({_FLAG}(?:,[ ]*{_FLAG})*)(?=\s|$)(.*)$")
+_ROW: Final = re.compile(rf"(?m)^{_FLAG}(?:,[ ]*{_FLAG})*(?=\s|$)")
 _known: dict[tuple[object, ...], frozenset[str]] = {}
 
 
@@ -55,6 +56,15 @@ def capabilities(binary: Binary, env: Mapping[str, str]) -> frozenset[str]:
     return _known[key]
 
 
+def listed(text: str) -> frozenset[str]:
+    """The flags that a help text defines; one that it only mentions, or calls removed, is not among them."""
+    rows = list(_ROW.finditer(text))
+    ends = [*(row.start() for row in rows[1:]), len(text)]
+    # llama.cpp goes on listing some flags after their removal, to say what took their place.
+    kept = (row[0] for row, end in zip(rows, ends, strict=False) if GONE not in text[row.end() : end])
+    return frozenset(flag for names in kept for flag in re.findall(_FLAG, names))
+
+
 def _ask(command: tuple[str, ...], env: Mapping[str, str]) -> frozenset[str]:
     argv = (*command, "--help")
     code, text = _run(argv, env)
@@ -62,9 +72,7 @@ def _ask(command: tuple[str, ...], env: Mapping[str, str]) -> frozenset[str]:
         hint = " (it uses instructions that this CPU lacks: take a build for this machine)"
         name = signal.Signals(-code).name
         raise SpawnError(argv=argv, reason=f"its --help was killed by {name}{hint if name == 'SIGILL' else ''}")
-    # Builds may go on listing a flag after its removal, to say what took its place.
-    rows = [row for row in _ROW.finditer(text) if "has been removed" not in _description(text, row)]
-    flags = frozenset(flag for row in rows for flag in re.findall(_FLAG, row[1]))
+    flags = listed(text)
     if not flags and code:
         last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it printed nothing")
         raise SpawnError(argv=argv, reason=f"its --help exited with code {code}: {last[:200]}")
@@ -93,8 +101,3 @@ def _run(argv: tuple[str, ...], env: Mapping[str, str]) -> tuple[int, str]:
                 process.wait()
         out.seek(0)
         return code, out.read(HELP_BYTES).decode(errors="replace")
-
-
-def _description(text: str, row: re.Match[str]) -> str:
-    """The rest of a row's line, or the next line when the names fill the first."""
-    return row[2] if row[2].strip() else text[row.end() + 1 :].partition("\n")[0]

@@ -165,11 +165,12 @@ class LlamaServer:
         return Profile(
             name=self.name or self.model_id,
             command=(*self.command, *self._arguments(known), *self._extra(known)),
-            env={**self.env, "LLAMA_API_KEY": self.api_key} if self.api_key else self.env,
+            env=self.env,
             inherit_env=self.inherit_env,
             host=self.host,
             port=self.port,
             api_key=self.api_key,
+            api_key_env="LLAMA_API_KEY",
             open_access=self.open_access,
             weights=(*shards(self.model), *((self.mmproj,) if self.mmproj else ())),
             health=Health(accept=accept, model_id=self.model_id, ready_pattern=READY),

@@ -6,7 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Final
 
-from supervisor.profile import LEVELS, plain_line
+from supervisor.profile import plain_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +46,7 @@ UNREACHABLE: Final = frozenset({"--api-prefix", "--ssl-key-file", "--ssl-cert-fi
 READY: Final = r"listening on http|model loaded|all slots are idle"
 COUNTERS: Final = r"(?m)^llamacpp:(?:prompt_tokens_total|tokens_predicted_total|n_decode_total) +\S+"
 
+LETTERS: Final[dict[str, Level]] = {"T": "debug", "D": "debug", "I": "info", "W": "warning", "E": "error"}
 _LOG_LINE: Final = re.compile(r"^\d+\.\d\d\.\d{3}\.\d{3} ([A-Z]) (.*)$", re.DOTALL)
 _SHARD: Final = re.compile(r"^(.*)-\d{5}-of-(\d{5})\.gguf$")
 
@@ -68,10 +69,11 @@ def accept(status: int, body: str) -> str | None:
 def parse_line(line: str) -> tuple[Level, str]:
     """Reads `0.00.005.647 I srv  init: ...`: the letter is the level, the time stamp goes; JSON lines as they are."""
     if match := _LOG_LINE.match(line):
-        return LEVELS.get("trace" if match[1] == "T" else match[1].lower(), "info"), match[2]
+        return LETTERS.get(match[1], "info"), match[2]
     if line.startswith("error"):  # what the argument parser complains of carries no prefix
         return "error", line
-    return plain_line(line)
+    level, text = plain_line(line)
+    return level, text.rstrip("\n")  # --log-jsonl keeps the line break in its messages
 
 
 def flag_of(argument: str) -> str | None:
