@@ -1,4 +1,7 @@
-"""One life of the child: spawn, load, warm up, serve, seal, resume, teardown. The program counter is the state."""
+"""One life of the child: spawn, load, warm up, serve, seal, resume, teardown. The program counter is the state.
+
+Over 250 lines because a life is read from top to bottom: split, its state would be spread over files.
+"""
 
 from __future__ import annotations
 

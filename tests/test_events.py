@@ -65,7 +65,7 @@ def test_events_are_frozen_and_described(kind: type[Event]) -> None:
     """Observers share one object, so none of them may change it; its class says what it means."""
     event = kind(elapsed_s=0.0, unix_s=0.0, **any_fields(kind))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        event.elapsed_s = 1.0  # type: ignore[misc]  this is the point
+        setattr(event, "elapsed_s", 1.0)  # noqa: B010  a plain assignment would not pass the type checker
     assert kind.level in get_args(Level)
     assert kind.__doc__ and not kind.__doc__.startswith(kind.__name__)
 

@@ -16,7 +16,8 @@ SERVED_S = 1.0  # READY for a while, not for long enough to refill the budget
 
 
 def budget(**fields: Any) -> RestartBudget:
-    return RestartBudget(Restart(**({"policy": "on-failure", "jitter": 0.0} | fields)), uniform=random.Random(1))
+    plain: dict[str, Any] = {"policy": "on-failure", "jitter": 0.0}
+    return RestartBudget(Restart(**(plain | fields)))
 
 
 def delays(count: int, **fields: Any) -> list[float | str]:
@@ -83,7 +84,7 @@ def test_jitter_stays_within_its_part(
     policy = Restart(
         policy="on-failure", backoff_s=backoff_s, backoff_max_s=backoff_max_s, jitter=jitter, max_restarts=1000
     )
-    one = RestartBudget(policy, uniform=random.Random(seed))
+    one = RestartBudget(policy, uniform=random.Random(seed))  # noqa: S311  jitter is no secret
     for life in range(lives):
         plain = min(backoff_s * 2.0**life, backoff_max_s)
         delay = one.next_delay_s(ready_s=SERVED_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 
 import anyio
@@ -16,7 +17,7 @@ class Notifier:
     """An observer that tells systemd; does nothing where `NOTIFY_SOCKET` is not set."""
 
     def __init__(self) -> None:
-        self._address = os.environ.get("NOTIFY_SOCKET", "").replace("@", "\0", 1)
+        self._address = re.sub("^@", "\0", os.environ.get("NOTIFY_SOCKET", ""))  # @: Linux's abstract namespace
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if self._address else None
         if self._socket is not None:
             self._socket.setblocking(False)
@@ -45,9 +46,10 @@ class Notifier:
         """Sends WATCHDOG=1 at half of `WATCHDOG_USEC` until cancelled; returns at once where none is wanted."""
         wanted = os.environ.get("WATCHDOG_USEC", "")
         ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        while self._socket is not None and wanted.isdigit() and ours:
+        period_s = int(wanted) / 2_000_000 if wanted.isdigit() and ours and self._socket else 0
+        while period_s:
             self.send("WATCHDOG=1")
-            await anyio.sleep(int(wanted) / 2_000_000)
+            await anyio.sleep(period_s)
 
     def close(self) -> None:
         """Closes the socket."""

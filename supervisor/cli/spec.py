@@ -11,7 +11,7 @@ from types import ModuleType
 from hooks import warmup
 from supervisor.contract import Hooks
 from supervisor.engines import local
-from supervisor.errors import ProfileError
+from supervisor.errors import ProfileError, SupervisorError
 from supervisor.profile import Profile
 
 _SHAPES = "a Profile, a (Profile, Hooks) pair, an object with .profile(), or a function that returns one of them"
@@ -45,23 +45,32 @@ def load(spec: str) -> tuple[Profile, Hooks]:
 
 
 def _shape(found: object, spec: str) -> tuple[Profile, Hooks]:
-    builder = getattr(found, "profile", None)
-    if callable(builder) and not isinstance(found, type):
-        found = builder()
-    elif callable(found):
-        found = found()
-    match found:
-        case Profile():
-            return found, Hooks()
-        case (Profile() as profile, Hooks() as hooks):
-            return profile, hooks
+    """Calls what is callable and builds what has `.profile()`, until a profile is left."""
+    for _ in range(3):  # a function that returns an engine's settings that build a profile
+        match found:
+            case Profile():
+                return found, Hooks()
+            case (Profile() as profile, Hooks() as hooks):
+                return profile, hooks
+        builder = getattr(found, "profile", None)
+        build = builder if callable(builder) and not isinstance(found, type) else found
+        if not callable(build):
+            break
+        try:
+            found = build()
+        except SupervisorError:
+            raise
+        except Exception as error:
+            raise ProfileError(
+                field="SPEC", value=spec, allowed=f"callable ({type(error).__name__}: {error})"
+            ) from error
     raise ProfileError(field="SPEC", value=spec, allowed=f"{_SHAPES}; it is {type(found).__name__}")
 
 
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ProfileError(field="SPEC", value=str(path), allowed="a Python file that exists")
-    name = path.stem
+    name = f"warmboot_spec_{path.stem}"  # of its own: a file called hooks.py must not take the place of a package
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
