@@ -28,7 +28,8 @@ class Emitter:
         """Enters the event's state, if it has one, and shows the event to every observer, in order."""
         enters = kind.enters
         if enters is not None:
-            assert enters in TRANSITIONS[self.state], f"illegal transition {self.state} -> {enters} by {kind.name}"
+            if enters not in TRANSITIONS[self.state]:
+                raise AssertionError(f"illegal transition {self.state} -> {enters} by {kind.name}")
             self.state = enters
         event = kind(elapsed_s=round(time.monotonic() - self._began, 6), unix_s=time.time(), **fields)
         for observer in self._observers:

@@ -74,11 +74,11 @@ async def supervise(
                     taken, port = port, free_port(profile.host)
                     emit(events.Notice, detail=f"port {taken} was taken in the meantime; trying {port}")
                     continue
-                delay_s = (
-                    "nothing would change"
-                    if isinstance(error, _HOPELESS)
-                    else budget.next_delay_s(ready_s=life.ready_s)
-                )
+                if isinstance(error, _HOPELESS):
+                    delay_s: float | str = "nothing would change"
+                else:
+                    resuming = run.handle.pending("resume")
+                    delay_s = budget.next_delay_s(ready_s=life.ready_s, resuming=resuming)
                 if isinstance(delay_s, str):
                     error.add_note(f"Not restarted: {delay_s}.")
                     run.handle.answer(error)

@@ -70,7 +70,7 @@ class LogPump:
     async def run(self) -> None:
         """Pumps until every writer has closed both pipes, then sets `drained`.
 
-        Cancellation stops the draining at once; lines that were read by then are kept.
+        Cancellation stops the draining at once; output that was read and not yet processed is lost.
         """
         async with anyio.create_task_group() as tasks:
             for stream in self._fds:

@@ -35,12 +35,21 @@ def _check(ok: bool, name: str, value: object, allowed: str) -> None:
 
 
 def _seconds(name: str, value: float, *, low: float = 0.0, high: float = 86_400.0) -> None:
-    ok = isinstance(value, int | float) and math.isfinite(value) and low < value <= high
+    ok = _number(value) and math.isfinite(value) and low < value <= high
     _check(ok, name, value, f"seconds, more than {low:g} and at most {high:g}")
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _count(name: str, value: int, low: int, high: int) -> None:
-    _check(isinstance(value, int) and low <= value <= high, name, value, f"a whole number from {low} to {high}")
+    _check(
+        _number(value) and isinstance(value, int) and low <= value <= high,
+        name,
+        value,
+        f"a whole number from {low} to {high}",
+    )
 
 
 def _pattern(name: str, value: str | None) -> None:
@@ -151,6 +160,7 @@ class Stop:
     drain_s: float = 2.0
 
     def __post_init__(self) -> None:
+        _check(isinstance(self.signal, signal.Signals), "stop.signal", self.signal, "a member of signal.Signals")
         _seconds("stop.grace_s", self.grace_s, high=3600)
         _seconds("stop.drain_s", self.drain_s, high=60)
 
@@ -160,7 +170,8 @@ class Restart:
     """What follows a failed life.
 
     Attributes:
-        policy: `never`, or `on-failure` (any end that was not asked for, before or after READY).
+        policy: `never`; `on-failure` (any end that was not asked for, before or after READY); or `on-resume` (only a
+            child that a resume finds dead or wrong is replaced: for hosts that the platform replaces otherwise).
         max_restarts: the budget; refilled after `reset_after_s` of uninterrupted READY.
         backoff_s, backoff_max_s: the first delay and the longest; it doubles in between.
         jitter: the part of a delay that is random, 0 to 1.
@@ -169,7 +180,7 @@ class Restart:
             waits on a daemon's thread; None leaves the host running.
     """
 
-    policy: Literal["never", "on-failure"] = "never"
+    policy: Literal["never", "on-failure", "on-resume"] = "never"
     max_restarts: int = 5
     backoff_s: float = 0.5
     backoff_max_s: float = 60.0
@@ -179,11 +190,12 @@ class Restart:
     host_exit_code: int | None = None
 
     def __post_init__(self) -> None:
-        _check(self.policy in ("never", "on-failure"), "restart.policy", self.policy, "'never' or 'on-failure'")
+        policies = ("never", "on-failure", "on-resume")
+        _check(self.policy in policies, "restart.policy", self.policy, "'never', 'on-failure' or 'on-resume'")
         _count("restart.max_restarts", self.max_restarts, 0, 1_000_000)
         _seconds("restart.backoff_s", self.backoff_s, high=3600)
         _seconds("restart.backoff_max_s", self.backoff_max_s)
-        _check(0 <= self.jitter <= 1, "restart.jitter", self.jitter, "from 0 to 1")
+        _check(_number(self.jitter) and 0 <= self.jitter <= 1, "restart.jitter", self.jitter, "from 0 to 1")
         _seconds("restart.reset_after_s", self.reset_after_s)
         _count("restart.crash_loop_after", self.crash_loop_after, 1, 1_000_000)
         if self.host_exit_code is not None:
@@ -216,6 +228,8 @@ class Liveness:
         _count("liveness.misses", self.misses, 1, 1000)
         _seconds("liveness.inference_every_s", self.inference_every_s)
         _pattern("liveness.counters_pattern", self.counters_pattern)
+        path = self.counters_path or "/"
+        _check(path.startswith("/"), "liveness.counters_path", path, "a path that begins with /")
         both = (self.counters_path is None) == (self.counters_pattern is None)
         _check(both, "liveness.counters_path", self.counters_path, "given together with counters_pattern")
 
@@ -279,13 +293,17 @@ class Profile:
 
     def __post_init__(self) -> None:
         _check(bool(self.name.strip()), "name", self.name, "a non-blank name")
-        if isinstance(self.command, str):
-            raise ProfileError(field="command", value=self.command, allowed="a tuple of arguments, not one string")
+        for part in ("command", "inherit_env", "weights"):
+            # The value stays out of the message: a command line may hold a key.
+            _check(not isinstance(getattr(self, part), str), part, "one string", "a tuple of strings")
         object.__setattr__(self, "command", tuple(map(os.fspath, self.command)))
-        _check(bool(self.command) and bool(self.command[0]), "command", self.command, "at least a program")
+        for arg in self.command:
+            _check(isinstance(arg, str), "command", type(arg).__name__, "text")
+        _check(any(self.command[:1]), "command", self.command, "at least a program")
         texts = {f"command[{i}]": arg for i, arg in enumerate(self.command)}
         for name, value in self.env.items():
             _check(bool(name) and "=" not in name and "\0" not in name, "env", name, "names without '=' and NUL")
+            _check(isinstance(value, str | Secret), f"env[{name}]", type(value).__name__, "text or a Secret")
             texts[f"env[{name}]"] = "" if isinstance(value, Secret) else value
         for where, text in texts.items():
             _check("\0" not in text, where, text, "text without NUL")

@@ -13,7 +13,7 @@ from supervisor.errors import ProfileError
 MASK: Final = "***"
 
 # Options whose value is a secret by name, wherever the value came from.
-_SECRET_NAME: Final = re.compile(r"(?i)(^|[-_])(api-?_?key|token|secret|password)$")
+_SECRET_NAME: Final = re.compile(r"(?i)((^|[-_])(api-?_?key|access-?_?key|token|secret)|passw(or)?d)$")
 
 
 class Secret:

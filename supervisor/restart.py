@@ -20,15 +20,18 @@ class RestartBudget:
         self._never_ready = 0
         self.attempt = 0
 
-    def next_delay_s(self, *, ready_s: float | None) -> float | str:
+    def next_delay_s(self, *, ready_s: float | None, resuming: bool = False) -> float | str:
         """After a failed life: seconds to wait before the next one, or the reason that there is none.
 
         Args:
             ready_s: how long that life was READY; None: it never was.
+            resuming: a resume waits for a child that serves.
         """
         policy = self._policy
         if policy.policy == "never":
             return "the restart policy is 'never'"
+        if policy.policy == "on-resume" and not resuming:
+            return "the restart policy is 'on-resume', and no resume is under way"
         self._never_ready = self._never_ready + 1 if ready_s is None else 0
         if ready_s is not None and ready_s >= policy.reset_after_s:
             self.attempt = 0

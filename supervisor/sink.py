@@ -176,7 +176,8 @@ def _descriptor(stream: TextIO) -> int | None:
     would wait for that lock for ever.
     """
     buffer = stream.buffer if isinstance(stream, TextIOWrapper) else None
-    return os.dup(stream.fileno()) if isinstance(buffer, BufferedWriter) and isinstance(buffer.raw, FileIO) else None
+    raw = buffer.raw if isinstance(buffer, BufferedWriter) else buffer  # PYTHONUNBUFFERED leaves the buffer out
+    return os.dup(stream.fileno()) if isinstance(raw, FileIO) else None
 
 
 def _progress_line(event: LoadProgress) -> str:

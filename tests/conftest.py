@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ def children() -> set[int]:
     """Processes whose parent is this one, zombies included."""
     found = set()
     for task in Path("/proc/self/task").iterdir() if Path("/proc/self/task").exists() else ():
-        found |= set(map(int, (task / "children").read_text().split()))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            found |= set(map(int, (task / "children").read_text().split()))
     return found
 
 

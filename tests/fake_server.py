@@ -415,10 +415,10 @@ def send(client: socket.socket, reply: Reply, keep_alive: bool) -> None:
 
 
 def thoughts(request: Json, template: Json) -> str:
-    """One word for every token of the budget; without a budget, a single sentence."""
-    budget: int = {"thinking_budget_tokens": -1, **template, **request}["thinking_budget_tokens"]
+    """One word for every token of the budget, many when it is unlimited; without a budget, a single sentence."""
+    budget: int = {"thinking_budget_tokens": 3, **template, **request}["thinking_budget_tokens"]
     words = ["Let", "me", "think."]
-    return " ".join(words[i % 3] for i in range(3 if budget < 0 else min(budget, 100_000)))
+    return " ".join(words[i % 3] for i in range(96 if budget < 0 else min(budget, 100_000)))
 
 
 def check_image(url: str) -> None:
@@ -476,7 +476,7 @@ class Completion:
             message.pop("tool_calls", None)
         self.finish = "tool_calls" if "tool_calls" in message else "stop"
         said = f"{message.get('reasoning_content', '')} {message['content'] or self.finish}".split()
-        asked = 1 + len(json.dumps(request.get("messages") or request.get("prompt"))) // 4
+        asked = 1 + len(json.dumps(request.get("messages") or request.get("prompt") or request.get("input"))) // 4
         counts = {"prompt_tokens": asked, "completion_tokens": len(said)}
         self.usage = {**counts, "total_tokens": asked + len(said)}
 
@@ -521,6 +521,29 @@ class Completion:
         yield b"[DONE]"
 
 
+class Response(Completion):
+    """One answer to /v1/responses. The fake streams none, and calls no tools there."""
+
+    def whole(self) -> Json:
+        if self.odd == "error":
+            return super().whole()
+        content = [{"type": "output_text", "text": self.message["content"], "annotations": []}]
+        item = {"type": "message", "role": "assistant", "status": "completed", "content": content}
+        used = {"input_tokens": self.usage["prompt_tokens"], "output_tokens": self.usage["completion_tokens"]}
+        output = [] if self.odd == "no-choices" else [item]
+        head = {**self.head, "object": "response", "status": "completed", "error": None}
+        return {**head, "output": output, "usage": used}
+
+
+def form_of(path: str, request: Json) -> type[Completion]:
+    """The shape of the answer; a ValueError for what the fake cannot do."""
+    if path != "/v1/responses":
+        return Completion
+    if request.get("stream") or not request["input"]:
+        raise ValueError("the fake takes an input, and streams no responses")
+    return Response
+
+
 class Server:
     def __init__(self, options: Options, out: Output) -> None:
         self.options, self.out = options, out
@@ -536,6 +559,7 @@ class Server:
             ("GET", "/metrics"): self.metrics,
             ("POST", "/v1/chat/completions"): self.complete,
             ("POST", "/v1/completions"): self.complete,
+            ("POST", "/v1/responses"): self.complete,
         }
         self.tickets = self.answered = self.processing = self.prompt_tokens = self.tokens = 0
 
@@ -644,7 +668,7 @@ class Server:
                 for request in read_requests(client):
                     reply = self.route(request)
                     send(client, reply, request.keep_alive)
-                    if request.path.endswith("/completions") and reply.status == 200:
+                    if request.path.endswith(("/completions", "/responses")) and reply.status == 200:
                         self.count_answer()
                     if reply.cut or not request.keep_alive:
                         break
@@ -723,6 +747,7 @@ class Server:
         try:
             asked = json.loads(request.body)
             message = compose(asked)
+            form = form_of(request.path, asked)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             return error_reply(400, "invalid_request_error", f"bad request: {error}")
         with self.lock:
@@ -734,7 +759,7 @@ class Server:
         time.sleep(o.slow_first_byte)
         head = {"id": f"chatcmpl-{ticket}", "created": 0, "model": asked.get("model") or self.model_id}
         odd = o.answer if ticket > o.answer_after else ""
-        completion = Completion(asked, "/chat/" in request.path, message, head, odd)
+        completion = form(asked, "/chat/" in request.path, message, head, odd)
         with self.lock:
             self.processing -= 1
             self.prompt_tokens += completion.usage["prompt_tokens"]

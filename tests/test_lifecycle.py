@@ -643,6 +643,26 @@ async def test_a_child_that_dies_sealed_is_replaced_at_the_resume() -> None:
     assert len(seen.of(ev.WarmupPassed)) == 2
 
 
+async def test_on_resume_heals_a_resume_and_nothing_else() -> None:
+    """Policy `on-resume`: a child that died sealed is replaced at the resume; a crash while serving is the end."""
+    seen = Recorder()
+    profile = fake_profile(restart=Restart(policy="on-resume", backoff_s=0.01))
+    with pytest.raises(ChildCrashed) as caught:
+        try:
+            async with anyio.create_task_group() as tasks:
+                server: Supervised = await tasks.start(supervise, profile, Hooks(observers=(seen,)))
+                await server.seal()
+                assert server.pid
+                os.kill(server.pid, signal.SIGKILL)
+                await server.resume()
+                assert is_in(server, State.READY)
+                os.kill(server.pid, signal.SIGKILL)
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+    assert len(seen.of(ev.ChildReady)) == 2
+    assert "no resume is under way" in caught.value.__notes__[0]
+
+
 async def test_a_failed_resume_without_a_budget_is_the_end() -> None:
     """With no restarts to give, resume raises what was wrong, and so does the supervision."""
     hooks = Hooks(after_resume=(Do(action=fail),))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.logs import LineSplitter
+from supervisor.lines import LineSplitter
 
 LIMIT = 8
 Lines = list[tuple[bytes, bool]]

@@ -181,6 +181,7 @@ async def test_a_secret_at_the_cut_of_a_long_line_is_masked() -> None:
             os.write(pipes.stdout, b"x" * before + KEY.encode() + b"y" * 200 + b"\nnext\n")
             await pipes.run()
         first, second = pipes.texts
+        assert first[before:].startswith(MASK[: max(0, 80 - before)])
         assert first.rstrip("*y") == "x" * min(before, 80)
         assert len(first) <= 80 and second == "next"
 

@@ -64,7 +64,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("stop.grace_s", 3601, HOUR),
     ("stop.drain_s", 0, MINUTE),
     ("stop.drain_s", 61, MINUTE),
-    ("restart.policy", "always", "'never' or 'on-failure'"),
+    ("restart.policy", "always", "'never', 'on-failure' or 'on-resume'"),
     ("restart.max_restarts", -1, "a whole number from 0 to 1000000"),
     ("restart.backoff_s", 0, HOUR),
     ("restart.backoff_max_s", 0, DAY),
@@ -105,7 +105,7 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_allowed_range(where: st
     ("fields", "where", "value", "allowed"),
     [
         ({"name": " "}, "name", " ", "a non-blank name"),
-        ({"command": "server --port 1"}, "command", "server --port 1", "a tuple of arguments, not one string"),
+        ({"command": "server --port 1"}, "command", "one string", "a tuple of strings"),
         ({"command": ()}, "command", (), "at least a program"),
         ({"command": ("",), "port": 1}, "command", ("",), "at least a program"),
         ({"command": ("a", "b\0c"), "port": 1}, "command[1]", "b\0c", "text without NUL"),

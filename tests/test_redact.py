@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from supervisor.errors import ProfileError
-from supervisor.logs import LineSplitter, LogPump
+from supervisor.lines import LineSplitter
+from supervisor.logs import LogPump
 from supervisor.profile import LogLimits
 from supervisor.redact import MASK, Redactor, Secret, is_secret_name
 
@@ -78,6 +79,7 @@ def test_chunk_borders_hide_no_secret(before: str, secret: str, after: str, bord
 
 @given(AROUND, SECRETS, SECRETS, st.integers(0, 80))
 @example(before="", first="abcd", extra="efghijk0123456789", size=12)
+@example(before="x", first="abcd", extra="efghijk0123456789", size=1)
 def test_a_cut_secret_that_begins_with_another_secret_leaves_nothing(
     before: str, first: str, extra: str, size: int
 ) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
@@ -210,6 +211,7 @@ def test_a_small_queue_still_has_room_for_lines() -> None:
     assert [json.loads(line)["line"] for line in stream.getvalue().splitlines()] == [str(i) for i in range(50)]
 
 
+ROOT = Path(__file__).resolve().parent.parent
 BLOCKED = """
 import sys
 from supervisor.events import ChildLog
@@ -221,11 +223,12 @@ sys.exit(3)
 """
 
 
-def test_a_stderr_that_nobody_reads_does_not_hang_the_exit() -> None:
+@pytest.mark.parametrize("flags", [["-E"], ["-E", "-u"]], ids=["buffered", "unbuffered"])
+def test_a_stderr_that_nobody_reads_does_not_hang_the_exit(flags: list[str]) -> None:
     """The interpreter flushes stderr when it exits, and must not find a lock there that is never released."""
     reading, writing = os.pipe()
     try:
-        process = subprocess.Popen([sys.executable, "-c", BLOCKED], stderr=writing)
+        process = subprocess.Popen([sys.executable, *flags, "-c", BLOCKED], stderr=writing, cwd=ROOT)
         try:
             assert process.wait(20) == 3
         finally:

@@ -14,6 +14,7 @@ import click
 from supervisor.cli import session
 from supervisor.cli.options import override, shared_options, variables
 from supervisor.cli.spec import load
+from supervisor.cli.verify import verify
 from supervisor.contract import Hooks
 from supervisor.errors import SupervisorError
 from supervisor.profile import Profile
@@ -82,3 +83,6 @@ def argv_command(spec: str, **given: Any) -> int:
     filled = [arg.replace("{host}", profile.host).replace("{port}", port) for arg in profile.command]
     click.echo(shlex.join(Redactor(profile.secrets).argv(filled)))
     return 0
+
+
+main.add_command(verify)

@@ -40,7 +40,9 @@ _OPTIONS: Final = (
     click.option("--step-timeout-s", type=float, help="One warmup or check, at most.  [120]"),
     click.option("--grace-s", type=float, help="TERM to KILL.  [10]"),
     click.option("--drain-s", type=float, help="After the end, wait so long for the pipes.  [2]"),
-    click.option("--restart", type=click.Choice(["never", "on-failure"]), help="After a failure.  [never]"),
+    click.option(
+        "--restart", type=click.Choice(["never", "on-failure", "on-resume"]), help="After a failure.  [never]"
+    ),
     click.option("--max-restarts", type=int, help="The budget of --restart on-failure.  [5]"),
     click.option("--liveness-s", type=float, help="Between two checks of a ready server; 0: none.  [10]"),
     click.option("--weights", type=Path, multiple=True, metavar="FILE", help="What the load reads, for progress."),
