@@ -122,7 +122,12 @@ def _refusal(error: BadAnswer) -> str | None:
     if error.status in TRANSIENT:
         return f"HTTP {error.status}{f' ({_LOADING})' if _LOADING in error.body else ''}"
     if isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout):
-        return None if any(mark in str(cause) for mark in _HOPELESS) else "no connection"
+        return None if any(mark in _all_said(cause) for mark in _HOPELESS) else "no connection"
     if isinstance(cause, httpx.NetworkError | httpx.RemoteProtocolError | httpx.ProxyError):
         return "the connection broke"
     return None
+
+
+def _all_said(error: BaseException | None) -> str:
+    """An error's words and those of its causes: Trio's own errors of TLS are blank, and only the cause speaks."""
+    return f"{error} {_all_said(error.__cause__ or error.__context__)}" if error else ""

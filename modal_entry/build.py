@@ -35,7 +35,7 @@ REPOSITORY: Final = "https://github.com/ggml-org/llama.cpp"
 STALE_S: Final = 3600.0  # gathering takes seconds; an older staging folder has no owner any more
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class BuildConflict(SupervisorError):
     """The tag is built already, whole, but not as asked for. Nothing was changed: it may be in use."""
 
@@ -166,7 +166,11 @@ def _fetch(tag: str, source: str | Path, tree: Path, run: Run) -> str | None:
         run(["git", *quiet, "clone", "--depth", "1", "--branch", tag, "--", source, str(tree)], cwd=tree.parent)
         return _head(tree, run)
     shutil.copytree(source, tree, symlinks=True, ignore=shutil.ignore_patterns(".git"))
-    return _head(source, run) if (source / ".git").exists() else None
+    try:
+        return _head(source, run) if (source / ".git").exists() else None
+    except CommandFailed as failed:  # packages made from a submodule carry a .git that leads nowhere
+        emit("build.commit_unknown", source=str(source), because=failed.tail[-1:])
+        return None
 
 
 def _head(checkout: Path, run: Run) -> str:

@@ -28,7 +28,7 @@ class Run(Protocol):
     def __call__(self, argv: Sequence[str], *, cwd: Path) -> str: ...
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class CommandFailed(SupervisorError):
     """A command of the pipeline ended badly, or could not be started (`exit_code` and `signal` are None then)."""
 
@@ -60,7 +60,8 @@ def run_command(argv: Sequence[str], *, cwd: Path) -> str:
     """Run a command; its output, both streams in one, goes to the log line by line.
 
     Blocks until the command has ended; the caller's own deadline is the limit. A command is killed when the wait for it
-    is interrupted. Tools are found as `which` finds them, also those that the command runs itself.
+    is interrupted; when this process is killed, the pipe breaks and ninja ends with its next line.
+    Tools are found as `which` finds them, also those that the command runs itself.
 
     Args:
         argv: the command.

@@ -28,7 +28,7 @@ PROGRESS_S: Final = 10.0
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class DownloadError(SupervisorError):
     """Downloading cannot succeed, however often it is tried.
 

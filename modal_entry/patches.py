@@ -32,7 +32,7 @@ class Patch(Protocol):
         """Change the source tree, or find that there is no need to; PatchDoesNotApply is raised before any write."""
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class PatchDoesNotApply(SupervisorError):
     """The source is of a shape that the patch does not know. Nothing was changed.
 

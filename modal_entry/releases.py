@@ -45,7 +45,7 @@ class Release:
         )
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class PromotionRefused(SupervisorError):
     """The build is not there, or not whole. The pointer was not touched."""
 
@@ -63,7 +63,7 @@ class PromotionRefused(SupervisorError):
         )
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class NoRelease(SupervisorError):
     """The pointer does not say what is needed. Nothing was changed."""
 

@@ -20,7 +20,7 @@ import modal
 
 if TYPE_CHECKING:
     from hooks.artifacts import Artifact
-    from supervisor import Daemon, Hooks, Profile
+    from supervisor import Daemon, Hooks, Profile, Secret
     from supervisor.contract import Step
     from supervisor.sink import Sink
 
@@ -92,13 +92,13 @@ class Model:
 
         return tuple(Artifact(path=name) for name in (self.weights, self.mmproj) if name)
 
-    def profile(self, build: Path, api_key: str) -> Profile:
+    def profile(self, build: Path, api_key: Secret) -> Profile:
         """The supervised server, from a build's folder.
 
         Raises:
-            ProfileError: the key is blank (an endpoint is never opened by accident), or a setting is wrong.
+            ProfileError: a setting is wrong, or the build lacks a flag that one needs.
         """
-        from supervisor import Liveness, Restart, Secret, Stop, Timeouts
+        from supervisor import Liveness, Restart, Stop, Timeouts
         from supervisor.engines.llama_cpp import LlamaServer
 
         return LlamaServer(
@@ -115,7 +115,7 @@ class Model:
             cache_type_v=self.cache_type_v,
             flash_attn="on",  # a quantised V cache needs it
             chat_template_file=build / self.template if self.template else None,
-            api_key=Secret(api_key, name="API_KEY"),
+            api_key=api_key,
             timeouts=Timeouts(start_s=self.start_s, step_s=_WARMUP_S),
             stop=Stop(grace_s=self.grace_s),
             restart=Restart(policy="on-resume", max_restarts=1, host_exit_code=_EXIT_CODE),
@@ -280,10 +280,16 @@ class Server:
         builds_volume.reload()
 
     def profile(self) -> Profile:
-        """The server to supervise: the promoted build, closed by the key of the environment."""
-        from modal_entry.releases import resolve
+        """The server to supervise: the promoted build, closed by the key of the environment.
 
-        return self.model.profile(resolve(BUILDS), os.environ.get("API_KEY", ""))
+        Raises:
+            ProfileError: `API_KEY` is missing or blank. An endpoint is never opened by accident.
+        """
+        from modal_entry.releases import resolve
+        from supervisor import Secret
+
+        key = Secret(os.environ.get("API_KEY", ""), name="API_KEY")
+        return self.model.profile(resolve(BUILDS), key)
 
     def hooks(self) -> Hooks:
         """The Steps of the model."""

@@ -62,6 +62,10 @@ class SupervisorError(Exception):
         tail = getattr(self, "tail", ())
         return "\n".join([self.summary, "Its last lines:", *(f"    {line}" for line in tail)]) if tail else self.summary
 
+    def __repr__(self) -> str:
+        # Some hosts show nothing but this.
+        return f"{type(self).__name__}({self.summary!r})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Hosts pickle what a lifecycle hook raises (Modal does); keyword-only fields need this.
         return _rebuild, (type(self), dict(self.__dict__))
@@ -71,7 +75,7 @@ def _how(exit_code: int | None, signal: str | None) -> str:
     return f"was killed by {signal}" if signal else f"exited with code {exit_code}"
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class ProfileError(SupervisorError, ValueError):
     """A setting is wrong; nothing was started."""
 
@@ -85,7 +89,7 @@ class ProfileError(SupervisorError, ValueError):
         return f"{self.field}={self.value!r} is not valid: it must be {self.allowed}."
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class UnsupportedFlag(ProfileError):
     """The engine's binary does not know a flag that a setting needs; found in its `--help`, before any spawn."""
 
@@ -99,7 +103,7 @@ class UnsupportedFlag(ProfileError):
         )
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class SpawnError(SupervisorError):
     """The operating system refused to start the command."""
 
@@ -112,7 +116,7 @@ class SpawnError(SupervisorError):
         return f"could not start {self.argv[0]!r}: {self.reason}."
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class NotReady(SupervisorError):
     """Base: the child was started and never became ready. `waited_s` counts from the spawn."""
 
@@ -121,7 +125,7 @@ class NotReady(SupervisorError):
     tail: tuple[str, ...] = ()
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class DiedBeforeReady(NotReady):
     """The child ended while loading or during warmup; also with exit code 0."""
 
@@ -142,7 +146,7 @@ class DiedBeforeReady(NotReady):
         return what + hint
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class ReadinessTimeout(NotReady):
     """`start_s` passed before the child was ready."""
 
@@ -157,7 +161,7 @@ class ReadinessTimeout(NotReady):
         )
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class LoadStalled(NotReady):
     """No byte read, no CPU used and no line logged for `stall_s`."""
 
@@ -176,7 +180,7 @@ class LoadStalled(NotReady):
         )
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class PortTaken(NotReady):
     """Somebody else's server listens where the child was told to."""
 
@@ -194,7 +198,7 @@ class PortTaken(NotReady):
         )
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class WrongModel(NotReady):
     """The child is up, but does not serve the model that the profile names."""
 
@@ -209,7 +213,7 @@ class WrongModel(NotReady):
         )
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class StepFailed(SupervisorError):
     """A Step raised or overran its deadline. The Step's own exception is `__cause__`."""
 
@@ -225,7 +229,7 @@ class StepFailed(SupervisorError):
         return f"{self.point} step {self.step!r} failed after {self.took_s:.2f} s: {self.reason}"
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class ChildCrashed(SupervisorError):
     """The child ended after READY though nobody asked it to. `uptime_s` counts from the spawn."""
 
@@ -239,7 +243,7 @@ class ChildCrashed(SupervisorError):
         return f"the child {_how(self.exit_code, self.signal)} unasked, {self.uptime_s:.1f} s after its start."
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class ChildUnresponsive(SupervisorError):
     """The child's process lives, but liveness checks failed `misses` times in a row."""
 
@@ -252,7 +256,7 @@ class ChildUnresponsive(SupervisorError):
         return f"the child runs but does not answer: {self.misses} checks failed in a row, the last: {self.detail}."
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, repr=False, kw_only=True)
 class IllegalState(SupervisorError):
     """The operation is not allowed in the present state; nothing was changed."""
 

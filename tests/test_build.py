@@ -82,7 +82,7 @@ def git(*argv: str, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A repository with tags: b100 builds, b101 does not compile, b102 needs a driver, b103 has no Gemma 4 parser."""
+    """Tags: b100 builds, b101 does not compile, b102 needs a driver, b103 has no Gemma 4 parser, b104 dies."""
     home = tmp_path_factory.mktemp("llama.cpp")
     files = {
         "CMakeLists.txt": CMAKE,
@@ -99,6 +99,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> str:
     _commit(home, "b102", {**files, "CMakeLists.txt": CMAKE + DRIVER, "driver.c": "int cuInit(void) { return 0; }\n",
                            "main.c": "int cuInit(void);\n" + MAIN.replace("return 0", "return cuInit()")})  # fmt: skip
     _commit(home, "b103", {**files, "common/chat.cpp": "// nothing of the kind\n"})
+    _commit(home, "b104", {**files, "main.c": MAIN.replace("return 0", "fflush(stdout); abort()")})
     return home.as_uri()
 
 
@@ -309,15 +310,33 @@ def test_a_binary_that_needs_the_driver_is_recorded_as_not_run(tmp_path: Path, r
     assert "libcuda.so.1: cannot open shared object file" in done.manifest.ran
 
 
-def test_a_source_tree_is_built_and_not_changed(tmp_path: Path, repository: str) -> None:
-    """A given tree is copied before it is patched; outside a checkout there is no commit to record."""
+def test_a_binary_that_dies_is_no_build(tmp_path: Path, repository: str) -> None:
+    """A binary that cannot even state its version is never installed, and its staging folder goes."""
+    with pytest.raises(CommandFailed, match=r"llama-server --version` was killed by SIGABRT") as caught:
+        make(tmp_path, repository, "b104")
+    assert caught.value.tail[0] == "hello"
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("checkout", ["none", "broken"])
+def test_a_source_tree_is_built_and_not_changed(checkout: str, tmp_path: Path, repository: str) -> None:
+    """A given tree is copied before it is patched; where git can read no checkout there is no commit to record."""
     tree = tmp_path / "tree"
-    shutil.copytree(repository.removeprefix("file://"), tree, ignore=shutil.ignore_patterns(".git"))
-    shutil.copy(DATA / "gemma4_unpatched.cpp", tree / "common" / "chat.cpp")
+    git("clone", "--quiet", "--branch", "b100", repository, str(tree), cwd=tmp_path)
+    shutil.rmtree(tree / ".git")
+    if checkout == "broken":  # as in a package that was made from a submodule
+        (tree / ".git").write_text("gitdir: ../../.git/modules/llama.cpp\n")
     before = {path: path.read_bytes() for path in tree.rglob("*") if path.is_file()}
     done = make(tmp_path / "volume", "", source=tree)
     assert done.manifest.commit is None and done.manifest.patches[0][1] == "applied"
     assert {path: path.read_bytes() for path in tree.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkout_given_as_a_source_tree_has_its_commit(tmp_path: Path, repository: str) -> None:
+    """The commit of a given tree is recorded where git knows it."""
+    git("clone", "--quiet", "--branch", "b100", repository, "tree", cwd=tmp_path)
+    done = make(tmp_path / "volume", "", source=tmp_path / "tree")
+    assert done.manifest.commit == git("rev-parse", "HEAD", cwd=tmp_path / "tree").strip()
 
 
 @pytest.mark.parametrize("more", [{"cuda_arch": "89"}, {"patches": ()}], ids=["architecture", "patches"])

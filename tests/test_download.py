@@ -8,10 +8,11 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gguf_files import write_gguf
+from gguf_files import header, padded, pair, tensor, text, write_gguf
 from hub_server import COMMIT, REPO, Hub, serving
 
 from hooks.artifacts import Artifact, verify
@@ -72,7 +73,6 @@ def run(hub: Hub | None, root: Path, **order: Any) -> Outcome:
     )
     assert done.returncode == 0, done.stderr
     log, _, said = done.stdout.rpartition("\n")
-    print(done.stdout, done.stderr)
     return Outcome(said=json.loads(said), log=log + done.stderr)
 
 
@@ -140,9 +140,13 @@ def test_three_failures_are_the_end(tmp_path: Path, content: dict[str, bytes]) -
 def test_a_connection_cut_in_the_middle_is_resumed(tmp_path: Path, content: dict[str, bytes]) -> None:
     """The rest is asked for with a range, within the same attempt, and the whole has the right hash."""
     root = tmp_path / "models"
-    with serving(content, cut_at={MODEL: 5000}) as hub:
+    mib = 1 << 20
+    large = tensor("large", (3 * mib,), 0, 0)
+    content[MODEL] = padded(header(pair("general.name", 8, text("Large")), tensors=(large,)), 12 * mib)
+    with serving(content, cut_at={MODEL: 11 * mib}) as hub:
         done = run(hub, root)
-        assert [request.range for request in hub.of("GET", f"/content/{MODEL}")] == [None, "bytes=5000-"]
+        # The client writes in pieces of 10 MiB, and resumes behind the last one.
+        assert [request.range for request in hub.of("GET", f"/content/{MODEL}")] == [None, f"bytes={10 * mib}-"]
     assert (done.error, done.said["waits"]) == (None, [])
     assert whole(root)
 
@@ -183,11 +187,10 @@ def test_a_wrong_hash_is_refused(tmp_path: Path, content: dict[str, bytes]) -> N
         assert ((root / MODEL).exists(), (root / MARKER).exists()) == (False, False)
 
 
-def test_a_passing_corruption_heals(tmp_path: Path, content: dict[str, bytes]) -> None:
-    """A first, wrong, copy is not taken for the file by the second attempt."""
+def test_a_wrong_copy_is_replaced(tmp_path: Path, content: dict[str, bytes]) -> None:
+    """A file of the right name and size, but the wrong hash, is not taken for the model."""
     root = tmp_path / "models"
-    run_root = root
-    run_root.mkdir()
+    root.mkdir()
     (root / MODEL).write_bytes(content[MODEL][:-1] + b"\xff")
     with serving(content) as hub:
         done = run(hub, root)
@@ -296,11 +299,12 @@ def test_the_token_is_sent_and_never_printed(tmp_path: Path, content: dict[str, 
     with serving(content, token=TOKEN) as hub:
         refused = run(hub, root)
         assert (refused.error, refused.said["waits"]) == ("GatedRepoError", [])
-        done = run(hub, root, token=f"{TOKEN}\t".strip())
+        done = run(hub, root, token=TOKEN)
         assert done.error is None
         assert {request.token for request in hub.of("GET", "/content/")} == {None}  # another host
+        hub.refusal = 403
         wrong = run(hub, tmp_path / "other", token="hf_wrong")
-    assert wrong.error == "GatedRepoError"
+    assert (wrong.error, wrong.said["waits"]) == ("HfHubHTTPError", [])
     assert TOKEN not in done.log + json.dumps(done.said) + "".join(p.read_text() for p in root.rglob("*.json"))
     assert "hf_wrong" not in wrong.log + wrong.message
 
@@ -319,3 +323,21 @@ def test_two_runs_in_one_folder(tmp_path: Path, content: dict[str, bytes]) -> No
     finally:
         os.close(folder)
     assert (done.error, "busy" in done.message) == ("DownloadError", True)
+
+
+def test_progress_without_a_terminal_is_log_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in for a progress bar does what the client asks of one over Xet, and logs bytes of how many."""
+    from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
+
+    from modal_entry import hub
+
+    lines: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(hub, "PROGRESS_S", 0.0)
+    bars = hub._lines(lambda event, **values: lines.append((event, values)))
+    with XetDownloadProgressReporter(
+        reconstruction_desc="tiny.gguf", total=100, log_level=20, tqdm_class=bars
+    ) as progress:
+        report = SimpleNamespace(total_bytes=120, total_bytes_completed=40, total_bytes_completion_rate=1.0)
+        report.total_transfer_bytes_completed, report.total_transfer_bytes_completion_rate = 30, None
+        progress.update_progress(report)
+    assert lines[0] == ("download.progress", {"file": "tiny.gguf", "bytes": 40, "total_bytes": 100})

@@ -313,7 +313,7 @@ async def test_waiting_cures_no_tls() -> None:
         report = await smoke(Endpoint(url=url, open_access=True), Options(deadline_s=50))
         thread.join()
     assert not report.answered
-    assert "WRONG_VERSION_NUMBER" in report.rows[0].detail
+    assert "no connection to the server" in report.rows[0].detail
     assert report.wait_s < 20
 
 
@@ -575,7 +575,7 @@ def test_verify_of_a_dead_endpoint() -> None:
     """An endpoint that never answers within the deadline is exit code 3."""
     with running_fake() as child:
         port = child.port
-    status, stdout, _ = run("verify", f"http://127.0.0.1:{port}", "--open", "--deadline-s", "0.3")
+    status, stdout, _ = run("verify", f"http://127.0.0.1:{port}", "--open", "--deadline-s", "2")
     assert status == 3
     assert "no connection" in stdout
 
