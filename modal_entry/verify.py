@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -68,7 +69,8 @@ def verify_model(
     from rich.console import Console
     from rich.text import Text
 
-    console = console or Console()
+    # A log has no width; the 80 columns that are assumed otherwise would break every cell.
+    console = console or Console(width=None if sys.stdout.isatty() else 160)
     report = verify(root, artifacts, hashes=hashes, repo=repo, revision=revision)
     found = inspect_build(build) if build is not None else None
     _print_model(console, report, hashes)

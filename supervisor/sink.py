@@ -1,7 +1,7 @@
 """Events to a stream, through structlog: console lines or JSON, one object a line.
 
 Rendering and writing happen on a thread behind a bounded queue, because a terminal or a pipe may block, and an observer
-must not. What a slow stream cannot take is dropped, the child's lines first, and the count is reported.
+must not. What a slow stream cannot take is dropped, the child's oldest lines first, and the count is reported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from supervisor.events import ChildLog, Event, LoadProgress, LogDropped
 
 LogFormat = Literal["console", "json"]
 
-_SPARE: Final = 10  # one part in so many of the queue is not for the child's lines
 _BASE: Final = frozenset({"elapsed_s", "unix_s", "line_level"})
 _CLEAR_LINE: Final = "\r\x1b[2K"
 
@@ -46,7 +45,7 @@ class Sink:
     Args:
         stream: where to; only the sink's thread writes there.
         log_format: `console` for people (colours and a live progress line on a terminal), `json` for machines.
-        capacity: events that may wait; beyond it, log lines are dropped and counted.
+        capacity: events that may wait; beyond it, the child's oldest lines are dropped and counted.
     """
 
     def __init__(self, stream: TextIO, log_format: LogFormat = "console", *, capacity: int = 10_000) -> None:
@@ -70,17 +69,23 @@ class Sink:
         with self._changed:
             if self._gone:
                 return
-            limit = self._capacity - self._capacity // _SPARE if isinstance(event, ChildLog) else self._capacity
-            if len(self._queue) >= limit:
-                if isinstance(event, ChildLog):
-                    self._dropped[0] += 1
-                    self._dropped[1] += len(event.line.encode(errors="replace"))
-                elif isinstance(event, LogDropped):  # what it counts is still not kept
+            if len(self._queue) >= self._capacity and not self._make_room():
+                if isinstance(event, LogDropped):  # what it counts is still not kept
                     self._dropped[0] += event.lines
                     self._dropped[1] += event.bytes
                 return
             self._queue.append(event)
             self._changed.notify_all()
+
+    def _make_room(self) -> bool:
+        """Drops the child's oldest line, because the last ones before an end are those that tell."""
+        for index, item in enumerate(self._queue):  # what is not a line is rare: this ends after a few
+            if isinstance(item, ChildLog):
+                del self._queue[index]
+                self._dropped[0] += 1
+                self._dropped[1] += len(item.line.encode(errors="replace"))
+                return True
+        return False
 
     def say(self, text: str) -> None:
         """Queues plain text, for a person."""

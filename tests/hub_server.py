@@ -98,8 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "content":
             return self._content(path.removeprefix("/content/"), body=body)
         if hub.token and authorization != f"Bearer {hub.token}":
-            code = {"X-Error-Code": "GatedRepo"} if hub.refusal == 401 else {}
-            return self._answer(hub.refusal, b"{}", {"X-Error-Message": "Access is restricted", **code})
+            gated = {"X-Error-Code": "GatedRepo"} if hub.refusal == 401 else {}
+            return self._answer(hub.refusal, b"{}", {"X-Error-Message": "Access is restricted", **gated})
         if path in (f"/api/models/{REPO}/revision/main", f"/api/models/{REPO}/revision/{COMMIT}"):
             return self._answer(200, json.dumps(self._listing()).encode(), {"Content-Type": "application/json"})
         prefix = f"/{REPO}/resolve/{COMMIT}/"
