@@ -7,13 +7,17 @@ STAMP := $(VENV)/.installed
 PORT ?= 8080
 PYTEST_ARGS ?=
 
-.PHONY: up test lint clean
+.PHONY: up test lint deploy-dry clean
 
 up: $(STAMP)
 	$(BIN)/supervise run local --port $(PORT)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What Modal would receive, from Modal's own CLI, without an account.
+deploy-dry: $(STAMP)
+	$(BIN)/python tests/deploy_dry.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -180,7 +180,7 @@ async def test_an_endpoint_that_is_meant_to_be_open() -> None:
 async def test_an_answer_that_changes() -> None:
     """The same greedy, seeded request answered in two ways is not deterministic; both answers are told."""
     count = itertools.count()
-    with running_raw(lambda _: answering(content=f"OK {next(count) // 1}")) as child:
+    with running_raw(lambda _: answering(content=f"OK {next(count)}")) as child:
         report = await smoke(endpoint_of(child), Options(only=("text",)))
     assert failed(report) == {"text"}
     assert re.search("not deterministic.*'OK 2', then 'OK 3'", row_of(report, "text").detail)
@@ -271,11 +271,11 @@ async def test_loading_is_waited_for() -> None:
     """503 while loading is retried, counted and timed as `wait`, and the checks then pass."""
     with a_fake() as fake:
         began = time.monotonic()
-        fake.start("--load-s", "1")
+        fake.start("--load-s", "1.5")
         report = await smoke(fake.endpoint, Options())
         assert report.took_s <= time.monotonic() - began
     assert report.ok
-    assert 0.4 < report.wait_s < 20
+    assert 0.1 < report.wait_s < 20
     assert re.search(r"HTTP 200 after .* s \(\d+ x HTTP 503 \(Loading model\)\)", report.rows[0].detail)
     assert number(report, "wait", "refusals") >= 1
     assert json.loads(report.to_json())["wait_s"] == round(report.wait_s, 4)
@@ -339,7 +339,7 @@ async def test_the_wake_tells_platform_and_server_apart(flags: tuple[str, ...], 
         report = await smoke(fake.endpoint, Options(only=("wake",), idle_s=900), sleep=sleep)
     assert report.ok
     assert idled == [900]
-    assert number(report, "wake", "platform_s") > 0.4
+    assert number(report, "wake", "platform_s") > 0.1
     assert 0 < number(report, "wake", "server_s") < number(report, "wake", "first_token_s")
     assert row_of(report, "wake").numbers["stayed_up"] is False
     assert re.search(refusal, row_of(report, "wake").detail)
