@@ -6,16 +6,16 @@ background tasks no ticks; this thread keeps pumping logs and seeing exits.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import anyio
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import BlockingPortal
 
 from supervisor.contract import Hooks
 from supervisor.errors import IllegalState
@@ -23,6 +23,8 @@ from supervisor.events import State
 from supervisor.lifecycle import supervise
 from supervisor.profile import Profile
 from supervisor.supervised import Supervised
+
+_FLUSH_S: Final = 2.5
 
 
 class Daemon:
@@ -38,12 +40,13 @@ class Daemon:
         self._profile = profile
         self._hooks = hooks
         self._lock = threading.Lock()
-        self._manager: AbstractContextManager[BlockingPortal] | None = None
+        self._thread: threading.Thread | None = None
         self._portal: BlockingPortal | None = None
         self._scope: anyio.CancelScope | None = None
         self._ready: Future[Supervised] = Future()
         self._ended: Future[None] = Future()
         self._stopping = False
+        self._process = os.getpid()
 
     def start(self) -> None:
         """Starts the server; blocks until READY.
@@ -55,11 +58,11 @@ class Daemon:
         An interrupt (KeyboardInterrupt, SystemExit from a signal handler) stops the half-started server first.
         """
         with self._lock:
-            if self._stopping or self._manager is not None:
+            if self._stopping or self._thread is not None:
                 raise IllegalState(operation="start", state="started or stopped before", allowed="a new Daemon")
-            self._manager = start_blocking_portal(name=f"supervise {self._profile.name}")
-            self._portal = self._manager.__enter__()
-            self._portal.start_task_soon(self._main)
+            # A daemon thread: a host that forgets to stop exits all the same, and the guardian ends the server.
+            self._thread = threading.Thread(target=self._run, name=f"supervise {self._profile.name}", daemon=True)
+            self._thread.start()
         try:
             self._ready.result()
         except BaseException:
@@ -78,15 +81,24 @@ class Daemon:
         """Stops the server and the thread; returns when no thread, child or descriptor is left. Idempotent.
 
         Bounded by the profile's `stop.grace_s` + `stop.drain_s` and 5 s, plus `before_stop` Steps. Call it from any
-        thread but the daemon's own, also while `start` blocks elsewhere.
+        thread but the daemon's own, also while `start` blocks elsewhere. After an interrupt, call it again. In a fork
+        of the host it does nothing: the server belongs to the parent.
+
+        Raises:
+            IllegalState: called by a hook, on the daemon's own thread.
         """
+        if threading.current_thread() is self._thread:
+            raise IllegalState(operation="stop", state="running a hook", allowed="another thread")
+        if os.getpid() != self._process:
+            return
         self._stopping = True
         with self._lock:
-            if self._manager is None or self._portal is None:
+            if self._thread is None:
                 return
-            self._portal.call(self._cancel)
-            self._portal = None
-            self._manager.__exit__(None, None, None)
+            if self._portal is not None:
+                with contextlib.suppress(RuntimeError):  # it ends by itself at this moment
+                    self._portal.start_task_soon(self._cancel)
+            self._thread.join()
 
     @property
     def state(self) -> State:
@@ -111,43 +123,60 @@ class Daemon:
         assert value is not None
         self._ready.set_result(value)
 
-    async def _main(self) -> None:
+    def _run(self) -> None:
         failure: BaseException | None = None
         try:
-            with anyio.CancelScope() as self._scope:
-                await supervise(self._profile, self._hooks, task_status=self)
+            anyio.run(self._main)
         except BaseException as error:  # noqa: BLE001  it crosses to the waiting thread, unwrapped
             failure = error
+        if failure is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(failure)
         if not self._ready.done():
             stopped = IllegalState(operation="start", state="being stopped", allowed="no stop meanwhile")
             self._ready.set_exception(failure or stopped)
         elif failure is not None and not self._stopping and self._profile.restart.host_exit_code is not None:
             self._exit_host(self._profile.restart.host_exit_code)
-        if failure is None:
-            self._ended.set_result(None)
-        else:
-            self._ended.set_exception(failure)
+
+    async def _main(self) -> None:
+        failure: Exception | None = None
+        async with BlockingPortal() as self._portal:
+            with anyio.CancelScope() as self._scope:
+                if self._stopping:
+                    return
+                try:
+                    await supervise(self._profile, self._hooks, task_status=self)
+                except Exception as error:  # noqa: BLE001  raised again below: the portal would wrap it in a group
+                    failure = error
+        if failure is not None:
+            raise failure
 
     async def _cancel(self) -> None:
-        assert self._scope  # `_main` was scheduled before any call
-        self._scope.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
 
     def _portal_for(self, operation: str) -> BlockingPortal:
         if self._ended.done() and (failure := self._ended.exception()) is not None:
             raise failure
-        if self._portal is None:
+        if self._portal is None or self._ended.done():
             raise IllegalState(operation=operation, state="not running", allowed="a `start` that returned")
         return self._portal
 
     def _exit_host(self, code: int) -> None:
-        # Not sys.exit: this is not the main thread, which may be parked in foreign code for good.
-        for observer in self._hooks.observers:
-            flush = getattr(observer, "flush", None)
-            if flush is not None:
-                flush()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # Not sys.exit: this is not the main thread, which may be parked in foreign code for good. Flushing may block or
+        # fail, so it gets a thread and a limit of its own.
+        flusher = threading.Thread(target=self._flush, daemon=True)
+        flusher.start()
+        flusher.join(_FLUSH_S)
         os._exit(code)
+
+    def _flush(self) -> None:
+        flushes = [getattr(observer, "flush", None) for observer in self._hooks.observers]
+        for flush in (*flushes, getattr(sys.stdout, "flush", None), getattr(sys.stderr, "flush", None)):
+            if flush is not None:
+                with contextlib.suppress(Exception):
+                    flush()
 
     def __enter__(self) -> Self:
         self.start()

@@ -72,6 +72,8 @@ class SupervisorError(Exception):
 
 
 def _how(exit_code: int | None, signal: str | None) -> str:
+    if signal is None and exit_code is None:
+        return "ended (how is unknown: SIGCHLD is ignored here, or somebody else reaped it)"
     return f"was killed by {signal}" if signal else f"exited with code {exit_code}"
 
 

@@ -5,6 +5,7 @@ Over 250 lines because a life is read from top to bottom: split, its state would
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -97,9 +98,11 @@ class Life:
                 except Exception as failure:  # noqa: BLE001  raised again below, outside the group
                     error = failure
                 finally:
-                    with anyio.CancelScope(shield=True):
-                        await self._end(error)
-                    plumbing.cancel()
+                    try:
+                        with anyio.CancelScope(shield=True):
+                            await self._end(error)
+                    finally:
+                        plumbing.cancel()
         except anyio.get_cancelled_exc_class():
             run.emit(events.Stopped)
             raise
@@ -178,6 +181,8 @@ class Life:
             tasks.cancel_scope.cancel()
         if failure is not None:
             raise failure
+        if not run.handle.pending("seal"):  # a seal that nobody asked for would switch the watchdog off for good
+            raise RuntimeError("serving ended without a request, a failure or a cancellation")
 
     async def _seal(self) -> bool:
         began = time.monotonic()
@@ -255,13 +260,17 @@ class Life:
         self._bank_ready_time()
         asked = error is None
         run.emit(events.Stopping, asked=asked, reason="" if asked else type(error).__name__)
-        if asked and self.ready_s is not None and not process.note_exit():
-            for step in run.hooks.before_stop:
-                try:
-                    await run_steps("before_stop", (step,), self.child, run.emit)
-                except StepFailed:
-                    continue  # reported by its event; the stop goes on
-        result = await teardown(process, self._pump, run.profile.stop)
+        try:
+            if asked and self.ready_s is not None and not process.note_exit():
+                for step in run.hooks.before_stop:
+                    with contextlib.suppress(StepFailed):  # reported by its event; the stop goes on
+                        await run_steps("before_stop", (step,), self.child, run.emit)
+        finally:
+            await self._teardown()
+
+    async def _teardown(self) -> None:
+        run, process = self.run, self._process
+        result = await teardown(process, self._pump, run.profile.stop, port=self.child.port)
         if process.report is not None:
             report = process.report
             run.emit(

@@ -89,7 +89,10 @@ async def supervise(
                 await _pause(delay_s, emit)
     except ExceptionGroup as group:
         # Only a defect of ours gets here; still, callers get one exception to look at.
-        raise group.exceptions[0] from group
+        defect: Exception = group
+        while isinstance(defect, ExceptionGroup):
+            defect = defect.exceptions[0]
+        raise defect from group
     finally:
         run.handle.answer(IllegalState(operation="go on", state="stopped", allowed="a running supervision"))
 

@@ -8,6 +8,7 @@ a full pipe for longer than one turn of the event loop, whatever it writes and h
 from __future__ import annotations
 
 import codecs
+import logging
 import os
 import re
 import time
@@ -64,6 +65,7 @@ class LogPump:
         self._tail: deque[str] = deque(maxlen=limits.tail_lines)
         self._dropped = [0, 0]  # lines, bytes
         self._reported_at = 0.0
+        self._parser_failed = False
         self.bytes_seen = 0
         self.drained = anyio.Event()
 
@@ -124,7 +126,13 @@ class LogPump:
     def _keep(self, stream: Stream, line: bytes, *, cut: bool) -> None:
         text = self._clean(line, cut=cut)
         if text:
-            level, shown = self._limits.parse(text)
+            try:
+                level, shown = self._limits.parse(text)
+            except Exception:  # the parser is the profile's: its defect must not end the draining
+                level, shown = "info", text
+                if not self._parser_failed:
+                    self._parser_failed = True
+                    logging.getLogger("supervisor").exception("the log parser of the profile raised")
             if shown is not text:
                 # Unescaping (JSON's) may bring to light what was not there before: a secret, a control character.
                 shown = self._tidy(" ".join(shown.encode("utf-8", "replace").decode().splitlines()), cut=cut)

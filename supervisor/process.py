@@ -24,14 +24,50 @@ from typing import Final, Self
 
 import anyio
 
+from supervisor import procfs
 from supervisor.errors import SpawnError
 
-_GUARDIAN: Final = 'trap "" HUP INT TERM; read -r group; read -r never; kill -s KILL -- "-$group"'
+COOKIE: Final = "WARMBOOT_LIFE"
+"""A variable of the child's environment, different in every life: it tells descendants that left the session."""
+
+# The group is known unless we died before we could name it; the cookie finds it then, and whoever left the group.
+# Twice, because a child between fork and exec has no cookie yet.
+_GUARDIAN: Final = """
+trap "" HUP INT TERM
+read -r group
+read -r never
+[ -z "$group" ] || kill -s KILL -- "-$group"
+[ -n "$1" ] || exit 0
+for again in 1 2; do
+    for environ in /proc/[0-9]*/environ; do
+        if grep -qs "WARMBOOT_LIFE=$1" "$environ"; then
+            pid=${environ#/proc/}
+            kill -s KILL "${pid%/environ}"
+        fi
+    done
+    sleep 0.1
+done
+"""
+_pipes: set[int] = set()  # our ends of the guardians' pipes
+
+
+def _close_pipes() -> None:
+    # A fork of the host (multiprocessing) would hold the pipes open, and the guardians would never see our end.
+    for fd in _pipes:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    _pipes.clear()
+
+
+os.register_at_fork(after_in_child=_close_pipes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitReport:
-    """How a process ended: exactly one of `exit_code` and `signal` is set. `uptime_s` counts from the spawn."""
+    """How a process ended: one of `exit_code` and `signal` is set. `uptime_s` counts from the spawn.
+
+    Neither is set when somebody else in this process reaped the child, or SIGCHLD is ignored: then nobody knows.
+    """
 
     pid: int
     exit_code: int | None
@@ -49,8 +85,9 @@ class Process:
         exited: set as soon as the child has ended; `report` is set before.
     """
 
-    def __init__(self, popen: subprocess.Popen[bytes], guardian: subprocess.Popen[bytes]) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], guardian: subprocess.Popen[bytes], cookie: str | None) -> None:
         assert popen.stdout and popen.stderr
+        self._cookie = cookie
         self._popen = popen
         self._guardian = guardian
         self._exit_fd = _exit_fd(popen.pid)
@@ -60,6 +97,7 @@ class Process:
         self.stderr_fd: Final = popen.stderr.fileno()
         self.exited: Final = anyio.Event()
         self.report: ExitReport | None = None
+        self._reaped = False  # by somebody else
 
     @classmethod
     def start(cls, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None) -> Self:
@@ -69,34 +107,45 @@ class Process:
             SpawnError: not found, not executable, wrong architecture, out of processes or descriptors.
         """
         try:
-            # Not a thread: a hop costs more than the vfork, and an abandoned one could leak a child.
+            # Not in a thread: a hop costs more than the vfork, and an abandoned one could leak a child.
             guardian = subprocess.Popen(
-                ("/bin/sh", "-c", _GUARDIAN),
+                ("/bin/sh", "-c", _GUARDIAN, "sh", env.get(COOKIE, "")),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
-                env={},
+                env={"PATH": os.defpath},
                 start_new_session=True,
             )
         except OSError as error:
             raise SpawnError(
                 argv=tuple(argv), reason=f"its guardian /bin/sh did not start: {error.strerror}"
             ) from error
+        assert guardian.stdin
+        _pipes.add(guardian.stdin.fileno())
         try:
-            popen = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                cwd=cwd,
-                env=env,
-                start_new_session=True,
-            )
-        except OSError as error:
+            return cls._start(argv, env, cwd, guardian)
+        except (OSError, ValueError) as error:
             _dismiss(guardian)
             raise SpawnError(argv=tuple(argv), reason=_spawn_reason(error, cwd)) from error
-        assert guardian.stdin
+        except BaseException:
+            _dismiss(guardian)
+            raise
+
+    @classmethod
+    def _start(
+        cls, argv: Sequence[str], env: Mapping[str, str], cwd: Path | None, guardian: subprocess.Popen[bytes]
+    ) -> Self:
+        popen = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd,
+            env=env,
+            start_new_session=True,
+        )
+        assert guardian.stdin and popen.stdout and popen.stderr
         with contextlib.suppress(
             BrokenPipeError
         ):  # a guardian that somebody killed protects nothing, and hurts nothing
@@ -104,15 +153,13 @@ class Process:
             guardian.stdin.flush()
         try:
             for pipe in (popen.stdout, popen.stderr):
-                assert pipe
                 os.set_blocking(pipe.fileno(), False)
                 _widen(pipe.fileno())
-            return cls(popen, guardian)
-        except OSError as error:  # out of descriptors for the pidfd
+            return cls(popen, guardian, env.get(COOKIE))
+        except OSError:  # out of descriptors for the pidfd
             os.killpg(popen.pid, signal.SIGKILL)
             popen.communicate()
-            _dismiss(guardian)
-            raise SpawnError(argv=tuple(argv), reason=str(error.strerror)) from error
+            raise
 
     async def watch(self) -> None:
         """Waits for the child's end and sets `exited`; nothing is reaped. Cancellation leaves everything as it was."""
@@ -122,23 +169,37 @@ class Process:
     def note_exit(self) -> bool:
         """Records the end if it has come; returns whether it has. Never blocks."""
         if self.report is None:
-            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is None:
-                return False
-            by_signal = ended.si_code != os.CLD_EXITED
-            self.report = ExitReport(
-                pid=self.pid,
-                exit_code=None if by_signal else ended.si_status,
-                signal=_signal_name(ended.si_status) if by_signal else None,
-                uptime_s=time.monotonic() - self.spawned_at,
-            )
+            code, by = None, None
+            try:
+                ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended is None:
+                    return False
+                if ended.si_code == os.CLD_EXITED:
+                    code = ended.si_status
+                else:
+                    by = _signal_name(ended.si_status)
+            except ChildProcessError:
+                self._reaped = True
+            uptime_s = time.monotonic() - self.spawned_at
+            self.report = ExitReport(pid=self.pid, exit_code=code, signal=by, uptime_s=uptime_s)
             self.exited.set()
         return True
 
-    def signal_group(self, number: signal.Signals) -> None:
-        """Signals every process of the group; a group without members is no error."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
-            os.killpg(self.pid, number)
+    def listeners(self, port: int) -> list[int]:
+        """Processes of the child's that listen on a port; empty where /proc does not tell."""
+        return [owner.pid for owner in procfs.owners(port, self.pid) if owner.mine]
+
+    def signal_all(self, number: signal.Signals) -> int:
+        """Signals the group, and descendants that left it; returns how many of all these were alive."""
+        members = procfs.members(self.pid)
+        if not self._reaped:  # without its leader's zombie the group's number may be somebody else's by now
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
+                os.killpg(self.pid, number)
+        for pid in members:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getpgid(pid) != self.pid:
+                    os.kill(pid, number)
+        return len(members)
 
     def close(self) -> None:
         """Reaps the child if it has ended, dismisses the guardian, closes every descriptor.
@@ -152,7 +213,18 @@ class Process:
         os.close(self._exit_fd)
         if self.report is not None:
             self._popen.wait()
+            with contextlib.suppress(ChildProcessError):  # orphans of the group come to us when we are PID 1
+                while os.waitpid(-self.pid, os.WNOHANG)[0]:
+                    pass
             _dismiss(self._guardian)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _dismiss(guardian: subprocess.Popen[bytes]) -> None:
@@ -160,6 +232,7 @@ def _dismiss(guardian: subprocess.Popen[bytes]) -> None:
     guardian.kill()
     guardian.wait()
     assert guardian.stdin
+    _pipes.discard(guardian.stdin.fileno())
     with contextlib.suppress(BrokenPipeError):
         guardian.stdin.close()
 
@@ -196,7 +269,9 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _spawn_reason(error: OSError, cwd: Path | None) -> str:
+def _spawn_reason(error: OSError | ValueError, cwd: Path | None) -> str:
+    if isinstance(error, ValueError):  # NUL or a lone surrogate in an argument, a variable or a path
+        return str(error)
     if cwd is not None and not cwd.is_dir():
         return f"the working directory {cwd} does not exist"
     hints = {

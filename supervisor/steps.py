@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
+import traceback
 from collections.abc import Sequence
 
 import anyio
@@ -26,7 +29,10 @@ async def run_steps(point: str, steps: Sequence[Step], child: Child, emit: Emitt
         if cause is not None:
             reason = child.redact(describe(cause))
             emit(StepRefused, point=point, step=step.name, took_s=took_s, reason=reason)
-            raise StepFailed(point=point, step=step.name, took_s=took_s, reason=reason) from cause
+            failure = StepFailed(point=point, step=step.name, took_s=took_s, reason=reason)
+            # A cause that holds a secret would show it in every traceback: its masked text must do.
+            leaks = any(child.redact(text) != text for text in traceback.format_exception(cause))
+            raise failure from (None if leaks else cause)
         emit(WarmupPassed if point == "warmup" else StepPassed, point=point, step=step.name, took_s=took_s)
 
 
@@ -38,7 +44,22 @@ async def attempt(step: Step, child: Child) -> Exception | None:
             await step(child)
     except Exception as error:  # noqa: BLE001  a Step may raise anything; it becomes StepFailed
         return error
+    except anyio.get_cancelled_exc_class():
+        if _cancelled():
+            raise
+        return RuntimeError("it awaited something that was cancelled")
     return TimeoutError(f"no result within {limit_s:g} s") if scope.cancelled_caught else None
+
+
+def _cancelled() -> bool:
+    """Whether the present task really is being cancelled, by a scope or by asyncio's own `Task.cancel`."""
+    if anyio.current_effective_deadline() == -math.inf:
+        return True
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # Trio, where no such exception goes astray
+        return True
+    return task is not None and task.cancelling() > 0
 
 
 def describe(error: BaseException) -> str:

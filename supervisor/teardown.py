@@ -10,11 +10,12 @@ from typing import Final
 import anyio
 
 from supervisor.logs import LogPump
-from supervisor.process import Process
+from supervisor.process import Process, alive
 from supervisor.profile import Stop
 
 # KILL cannot be refused, but a task in uninterruptible sleep (a GPU driver, a dead network file system) does not obey.
 _KILL_WAIT_S: Final = 5.0
+_LOOK_S: Final = 0.01  # only while a server outlives its wrapper
 _KILLED_DRAIN_S: Final = 0.25  # killed processes close their pipes at once; only one that left the session does not
 
 
@@ -27,25 +28,31 @@ class Teardown:
     drained: bool
 
 
-async def teardown(process: Process, pump: LogPump, stop: Stop) -> Teardown:
-    """Ends the child and everything in its group; the pump must still be running, and so must `process.watch`.
+async def teardown(process: Process, pump: LogPump, stop: Stop, *, port: int) -> Teardown:
+    """Ends the child and everything that descends from it; the pump and `process.watch` must still be running.
 
     Shielded from cancellation and bounded by `grace_s` + 5 s + `drain_s` and a little. A child that has already ended
-    gets no TERM, and what it left in its group is killed at once. After a child that obeyed TERM the rest of its group
-    (the server behind a wrapper) may take until `drain_s` to close the pipes; then it is killed too.
+    gets no TERM, and what it left behind is killed at once. Otherwise TERM goes to all, and the grace period is for the
+    child and for whoever listens on `port` (the server behind a wrapper); others may take until `drain_s` to close the
+    pipes. Whatever is alive then is killed, also what left the group or the session.
     """
     began = time.monotonic()
     escalated = False
     with anyio.CancelScope(shield=True):
         asked = not process.note_exit()
         if asked:
-            process.signal_group(stop.signal)
-            if not await _within(stop.grace_s, process.exited):
+            servers = [owner for owner in process.listeners(port) if owner != process.pid]
+            process.signal_all(stop.signal)
+            with anyio.move_on_after(stop.grace_s):
+                await process.exited.wait()
+                while any(map(alive, servers)):  # noqa: ASYNC110  they are not our children: there is nothing to await
+                    await anyio.sleep(_LOOK_S)
+            if not process.note_exit() or any(map(alive, servers)):
                 escalated = True
-                process.signal_group(signal.SIGKILL)
+                process.signal_all(signal.SIGKILL)
                 await _within(_KILL_WAIT_S, process.exited)
             await _within(stop.drain_s, pump.drained)
-        process.signal_group(signal.SIGKILL)
+        process.signal_all(signal.SIGKILL)
         drained = await _within(_KILLED_DRAIN_S if asked else stop.drain_s, pump.drained)
     return Teardown(took_s=time.monotonic() - began, escalated=escalated, drained=drained)
 

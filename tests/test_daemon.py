@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from support import FAKE, Recorder, alive, fake_profile, is_in
 
 from hooks.warmup import Text
-from supervisor import Daemon, Hooks, Restart, State, Stop, Timeouts
+from supervisor import Child, Daemon, Hooks, Restart, State, Stop, Timeouts
 from supervisor import events as ev
 from supervisor.errors import ChildCrashed, DiedBeforeReady, IllegalState, StepFailed
 
@@ -136,7 +137,7 @@ def test_logs_flow_while_the_hosts_loop_is_parked() -> None:
 
 HOST = """
 import sys, threading
-from supervisor import Daemon, Profile, Restart
+from supervisor import Child, Daemon, Profile, Restart
 
 profile = Profile(name="x", command=tuple(sys.argv[1:]), restart=Restart(host_exit_code=23))
 daemon = Daemon(profile)
@@ -154,6 +155,79 @@ def test_the_host_exits_when_nothing_more_is_tried() -> None:
         pid = int(host.stdout.readline())
         os.kill(pid, signal.SIGKILL)
         assert host.wait(20) == 23
+
+
+BLOCKED_HOST = HOST.replace("import sys, threading", "import os, sys, threading").replace(
+    "threading.Event().wait()",
+    """
+os.set_blocking(1, True)
+threading.Thread(target=lambda: [sys.stdout.write("x" * 65536) for _ in range(64)], daemon=True).start()
+threading.Event().wait()
+""",
+)
+
+
+def test_the_host_exits_though_its_stdout_is_blocked() -> None:
+    """A stdout that nobody reads delays the exit of the host by a moment, and no more."""
+    argv = [sys.executable, "-c", BLOCKED_HOST, sys.executable, "-I", "-S", str(FAKE), "--port", "{port}"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as host:
+        assert host.stdout
+        pid = int(host.stdout.readline())
+        os.kill(pid, signal.SIGKILL)
+        assert host.wait(20) == 23
+
+
+def test_an_interrupted_stop_can_be_finished() -> None:
+    """A stop that was interrupted while it waited is not taken for done: the next call waits on."""
+    daemon = Daemon(fake_profile("--slow-sigterm", "0.5"))
+    daemon.start()
+    pid = daemon.supervised.pid
+    assert daemon._thread
+    join = daemon._thread.join
+    daemon._thread.join = _interrupted  # type: ignore[assignment, method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        daemon.stop()
+    daemon._thread.join = join  # type: ignore[method-assign]
+    daemon.stop()
+    assert not alive(pid)
+    assert is_in(daemon, State.STOPPED)
+
+
+def _interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_hook_cannot_stop_its_own_daemon() -> None:
+    """`stop` from the daemon's own thread would wait for itself: it is refused, and nothing has changed."""
+    daemon = Daemon(fake_profile(), Hooks(warmup=(_Stops(),)))
+    _Stops.daemon = daemon
+    with pytest.raises(StepFailed, match="cannot stop while running a hook"):
+        daemon.start()
+
+
+class _Stops:
+    name = "stops"
+    deadline_s: float | None = None
+    daemon: Daemon
+
+    async def __call__(self, _: Child) -> None:
+        self.daemon.stop()
+
+
+def test_a_fork_of_the_host_leaves_the_server_alone() -> None:
+    """A fork that unwinds the `with` block neither hangs nor stops the parent's server."""
+    with Daemon(fake_profile()) as daemon:
+        code = subprocess.run([sys.executable, "-c", "pass"], check=True).returncode
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is what this is about
+            pid = os.fork()
+        if pid == 0:
+            try:
+                daemon.stop()
+            finally:
+                os._exit(code)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert httpx.get(f"{daemon.supervised.url}/health", trust_env=False).status_code == 200
 
 
 def test_an_interrupt_during_start_stops_the_child(tmp_path: Path) -> None:

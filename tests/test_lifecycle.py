@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -19,7 +21,20 @@ import pytest
 from support import FAKE, Recorder, alive, fake_profile, is_in
 
 from hooks.warmup import Ping, Text
-from supervisor import Child, Health, Hooks, Liveness, Profile, Restart, Secret, State, Stop, Timeouts, supervise
+from supervisor import (
+    Child,
+    Health,
+    Hooks,
+    Liveness,
+    LogLimits,
+    Profile,
+    Restart,
+    Secret,
+    State,
+    Stop,
+    Timeouts,
+    supervise,
+)
 from supervisor import events as ev
 from supervisor.errors import (
     ChildCrashed,
@@ -412,6 +427,78 @@ async def test_a_step_error_is_redacted() -> None:
     assert "the key was ***" in str(error)
 
 
+class Abort(BaseException):
+    """Something that no handler of Exception sees."""
+
+
+def abort(_: Child) -> None:
+    raise Abort
+
+
+async def test_a_before_stop_step_cannot_prevent_the_stop() -> None:
+    """Whatever a `before_stop` Step raises, the child is stopped."""
+    seen = Recorder()
+    hooks = Hooks(before_stop=(Do(action=abort),), observers=(seen,))
+    with anyio.fail_after(20), pytest.raises(BaseExceptionGroup):
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(supervise, fake_profile(), hooks)
+            tasks.cancel_scope.cancel()
+    assert seen.one(ev.ChildExited).exit_code == 0
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_stray_cancellation_is_a_failed_step() -> None:
+    """A Step that awaits a task which somebody cancelled has failed; nobody asked the supervision to stop."""
+
+    async def stray() -> None:
+        task = asyncio.ensure_future(asyncio.sleep(60))
+        task.cancel()
+        await task
+
+    error, _ = await fate(fake_profile(), Hooks(warmup=(Do(action=lambda _: stray()),)))
+    assert isinstance(error, StepFailed)
+    assert "cancelled" in error.reason
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_native_cancellation_is_a_stop() -> None:
+    """`Task.cancel` from plain asyncio stops the server like a cancel scope does, also in the middle of a Step."""
+    seen = Recorder()
+    hang = Do(action=lambda _: anyio.sleep_forever())
+    task = asyncio.ensure_future(supervise(fake_profile(), Hooks(warmup=(hang,), observers=(seen,))))
+    await until(lambda: bool(hang.calls))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert seen.names[-1] == "supervision.stopped"
+
+
+async def test_a_log_parser_that_raises_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A defect of the profile's parser is reported once; lines are kept as they are, and the child is drained."""
+    seen = Recorder()
+
+    def broken(_: str) -> Any:
+        raise KeyError("level")
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(supervise, fake_profile(logs=LogLimits(parse=broken)), Hooks(observers=(seen,)))
+        tasks.cancel_scope.cancel()
+    assert any("load_model" in line for line in seen.lines())
+    assert len(caplog.records) == 1
+
+
+async def test_a_cause_that_holds_a_secret_is_not_shown() -> None:
+    """Tracebacks print causes: one that holds a secret is left out."""
+    key = Secret("sk-made-up-for-tests")
+
+    def leak(_: Child) -> None:
+        raise ValueError(f"the key was {key.reveal()}")
+
+    error, _ = await fate(fake_profile(api_key=key, api_key_env="LLAMA_API_KEY"), Hooks(warmup=(Do(action=leak),)))
+    assert error.__cause__ is None
+    assert "sk-made-up" not in "".join(traceback.format_exception(error))
+
+
 # After READY
 
 
@@ -539,6 +626,31 @@ async def test_a_wrapper_is_stopped_with_its_server() -> None:
         server: Supervised = await tasks.start(supervise, profile, Hooks(observers=(seen,)))
         tasks.cancel_scope.cancel()
     assert seen.one(ev.TeardownFinished).drained
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/health", trust_env=False)
+
+
+@pytest.mark.parametrize("tail", ["& wait", "> /dev/null 2>&1; true"], ids=["holds the pipes", "holds nothing"])
+async def test_the_grace_is_the_servers_not_its_wrappers(tail: str) -> None:
+    """A server behind a shell that dies of TERM gets the whole grace period, not only the drain's."""
+    inner = f"{sys.executable} -I -S {FAKE} --port {{port}} --slow-sigterm 0.5"
+    seen = Recorder()
+    profile = fake_profile(command=("/bin/sh", "-c", f"{inner} {tail}"), stop=Stop(grace_s=20, drain_s=0.1))
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(supervise, profile, Hooks(observers=(seen,)))
+        tasks.cancel_scope.cancel()
+    result = seen.one(ev.TeardownFinished)
+    assert not result.escalated
+    assert result.took_s >= 0.5
+
+
+async def test_a_server_in_a_group_of_its_own_is_stopped() -> None:
+    """A wrapper with job control puts the server into another process group; it does not survive the stop."""
+    inner = f"{sys.executable} -I -S {FAKE} --port {{port}}"
+    profile = fake_profile(command=("/bin/bash", "-c", f"set -m; {inner} & wait"))
+    async with anyio.create_task_group() as tasks:
+        server: Supervised = await tasks.start(supervise, profile)
+        tasks.cancel_scope.cancel()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/health", trust_env=False)
 

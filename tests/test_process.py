@@ -71,6 +71,55 @@ def _children_of(pid: int) -> list[int]:
     return [int(c) for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()]
 
 
+FORKING_HOST = HOST.replace(
+    "print(server.pid, flush=True)",
+    """
+        import multiprocessing, signal, warnings
+        warnings.simplefilter("ignore")
+        worker = multiprocessing.get_context("fork").Process(target=signal.pause, daemon=True)
+        worker.start()
+        print(server.pid, worker.pid, flush=True)""",
+)
+
+
+def test_a_fork_of_the_host_does_not_keep_the_server(tmp_path: Path) -> None:
+    """A worker that the host forked holds nothing that would hide the host's death from the guardian."""
+    server = [sys.executable, "-I", "-S", str(FAKE), "--port", "{port}"]
+    argv = [sys.executable, "-c", FORKING_HOST, *server]
+    host = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=tmp_path, env=ENV)
+    assert host.stdout
+    leader, worker = map(int, host.stdout.readline().split())
+    try:
+        host.kill()
+        host.wait()
+        host.stdout.close()
+        _until_gone([leader])
+        assert alive(worker)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        _until_gone([worker])
+
+
+@pytest.mark.anyio
+async def test_a_child_that_somebody_else_reaps_has_ended() -> None:
+    """Where SIGCHLD is ignored nobody learns the exit code; the end itself is still seen, and nothing hangs."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        report = await _run("raise SystemExit(7)")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert (report.exit_code, report.signal) == (None, None)
+
+
+@pytest.mark.parametrize(("argv", "cwd"), [(["/bin/true", "a\0b"], None), (["/bin/true"], Path("a\0b"))])
+def test_what_cannot_be_passed_on_is_an_error_that_leaves_nothing(argv: list[str], cwd: Path | None) -> None:
+    """A NUL where none may stand is a SpawnError; the guardian that was started first is gone."""
+    before = len(os.listdir("/dev/fd"))
+    with pytest.raises(SpawnError, match="null"):
+        Process.start(argv, env=ENV, cwd=cwd)
+    assert len(os.listdir("/dev/fd")) == before
+
+
 def _until_gone(pids: list[int], limit_s: float = 10) -> None:
     ends = time.monotonic() + limit_s
     while any(map(alive, pids)):
@@ -116,7 +165,7 @@ async def test_the_group_number_stays_taken_until_close() -> None:
     with anyio.fail_after(20):
         await child.watch()
     assert Path(f"/proc/{child.pid}").exists()
-    child.signal_group(signal.SIGKILL)
+    child.signal_all(signal.SIGKILL)
     child.close()
     assert not Path(f"/proc/{child.pid}").exists()
 
