@@ -25,6 +25,7 @@ class Child:
         profile: what was asked for.
         port: where this life listens (the chosen one when the profile says 0); 0 in `before_start`.
         pid: of the process, which is also its process group and session; None in `before_start`.
+        cookie: tells this life's processes from all others, in and out of the session; None in `before_start`.
         redact: masks the profile's secrets; use it on anything of the server's that goes into an error.
     """
 
@@ -32,6 +33,7 @@ class Child:
     port: int
     pid: int | None
     redact: Redactor
+    cookie: str | None = None
 
     @property
     def host(self) -> str:

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _MAX_BODY_BYTES: Final = 1 << 20
 _GROWTH: Final = 1.5
 _REFUSED: Final = "connection refused"
+_TIMED_OUT: Final = "no answer within"
 _LOOK_AROUND: Final = 20  # refused probes between two looks for other ports: /proc is not free
 
 
@@ -56,9 +58,10 @@ class Hint:
 
 @dataclass(slots=True, kw_only=True)
 class Polling:
-    """How the wait goes, readable at any time: probes sent, and what the last one said."""
+    """How the wait goes, readable at any time: probes sent, how many reached a server, what the last one said."""
 
     probes: int = 0
+    answered: int = 0
     detail: str = "no probe was sent"
 
 
@@ -75,8 +78,17 @@ async def probe(client: httpx.AsyncClient, child: Child) -> str | None:
         status, body = await _get(client, health.path, limit_s)
     except Exception as error:  # noqa: BLE001  translated: httpx is not imported at module level
         return child.redact(_describe(error, limit_s))
-    why_not = health.accept(status, body)
-    return None if why_not is None else child.redact(why_not)
+    try:
+        # Masked before it is judged: a judgement may quote, and cut, what it sees.
+        why_not = health.accept(status, child.redact(body))
+        return None if why_not is None else child.redact(str(why_not))
+    except Exception as error:  # noqa: BLE001  the user's function may raise anything
+        return child.redact(f"health.accept raised {type(error).__name__}: {error}")
+
+
+def timed_out(why_not: str) -> bool:
+    """Whether a probe failed because no answer came in time, which a server that works may do."""
+    return why_not.startswith(_TIMED_OUT)
 
 
 async def wait_up(child: Child, polling: Polling, hint: Hint, *, on_waiting: Callable[[int, str], None]) -> None:
@@ -108,10 +120,12 @@ async def wait_up(child: Child, polling: Polling, hint: Hint, *, on_waiting: Cal
         if state.attempt_number % health.log_every == 0:
             on_waiting(state.attempt_number, polling.detail)
 
-    def elsewhere() -> str:
+    async def elsewhere() -> str:
         nonlocal others
         if polling.probes % _LOOK_AROUND == 0 and child.pid:
-            others = [port for port in procfs.listening_ports(child.pid) if port != child.port]
+            look = partial(procfs.listening_ports, child.pid, child.cookie)
+            ports = await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
+            others = [port for port in ports if port != child.port]
         return f" (the child listens on port {', '.join(map(str, others))} instead)" if others else ""
 
     await import_client()
@@ -120,11 +134,12 @@ async def wait_up(child: Child, polling: Polling, hint: Hint, *, on_waiting: Cal
         async def attempt() -> str | None:
             polling.probes += 1
             why_not = await probe(client, child)
+            polling.answered += why_not != _REFUSED
             if why_not is None:
-                _check_owner(child)
+                await _check_owner(child)
                 why_not = await _check_model(client, child)
             elif why_not == _REFUSED:
-                why_not += elsewhere()
+                why_not += await elsewhere()
             polling.detail = why_not or "up"
             return why_not
 
@@ -145,19 +160,27 @@ async def get_text(client: httpx.AsyncClient, path: str, limit_s: float) -> str 
     return body if status == 200 else None
 
 
-def _check_owner(child: Child) -> None:
+async def foreign_owner(child: Child) -> procfs.Owner | None:
+    """Somebody else who receives connections to the child's address; None: nobody, or /proc does not tell.
+
+    Several may share a port through SO_REUSEPORT: then the kernel deals connections out, and none of them is safe.
+    """
     assert child.pid
-    owners = procfs.owners(child.port, child.pid)
-    # Several may share a port through SO_REUSEPORT: then the kernel deals connections out, and none of them is safe.
-    for owner in owners:
-        if not owner.mine:
-            raise PortTaken(
-                host=child.profile.host,
-                port=child.port,
-                pid=owner.pid,
-                command=child.redact(owner.command),
-                waited_s=0.0,
-            )
+    look = partial(procfs.owners, child.port, child.pid, child.cookie, host=child.host)
+    owners = await anyio.to_thread.run_sync(look, abandon_on_cancel=True) if procfs.AVAILABLE else []
+    return next((owner for owner in owners if not owner.mine), None)
+
+
+async def _check_owner(child: Child) -> None:
+    owner = await foreign_owner(child)
+    if owner is not None:
+        raise PortTaken(
+            host=child.profile.host,
+            port=child.port,
+            pid=owner.pid,
+            command=owner.command(child.redact),
+            waited_s=0.0,
+        )
 
 
 async def _check_model(client: httpx.AsyncClient, child: Child) -> str | None:
@@ -210,7 +233,7 @@ def _describe(error: Exception, limit_s: float) -> str:
 
     match error:
         case TimeoutError() | httpx.TimeoutException():
-            return f"no answer within {limit_s:g} s"
+            return f"{_TIMED_OUT} {limit_s:g} s"
         case httpx.ConnectError():
             return _REFUSED
         case httpx.HTTPError() | OSError():

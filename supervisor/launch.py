@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import secrets
 import socket
+from dataclasses import dataclass
 from typing import Final
 
 from supervisor import procfs
 from supervisor.contract import Child
-from supervisor.errors import PortTaken, SpawnError
+from supervisor.errors import PortTaken, ProfileError, SpawnError
 from supervisor.process import Process
 
 # systemd's protocol is between it and us: a child that inherits these would speak in our name.
 _NEVER_INHERITED: Final = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
 
 
-def launch(child: Child) -> tuple[Process, tuple[str, ...]]:
-    """Starts the profile's command for the child's port; returns the process and its argv, not redacted.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched:
+    """A started child: its argv is not redacted; by the cookie its descendants are known wherever they went."""
+
+    process: Process
+    argv: tuple[str, ...]
+    cookie: str
+
+
+def launch(child: Child) -> Launched:
+    """Starts the profile's command for the child's port.
 
     Raises:
         PortTaken: somebody accepts connections there already.
@@ -25,27 +36,37 @@ def launch(child: Child) -> tuple[Process, tuple[str, ...]]:
     """
     profile = child.profile
     if procfs.accepts(child.host, child.port):
-        owner = next(iter(procfs.owners(child.port, session=-1)), None)
+        owner = next(iter(procfs.owners(child.port, session=-1, host=child.host)), None)
         raise PortTaken(
             host=profile.host,
             port=child.port,
             pid=owner.pid if owner else None,
-            command=child.redact(owner.command) if owner else None,
+            command=owner.command(child.redact) if owner else None,
             waited_s=0.0,
         )
     argv = tuple(_fill(arg, child) for arg in profile.command)
+    cookie = secrets.token_hex(8)
     try:
-        return Process.start(argv, env=_environment(child), cwd=profile.cwd), argv
+        process = Process.start(argv, env=_environment(child, cookie), cwd=profile.cwd)
     except SpawnError as error:
         error.argv = child.redact.argv(error.argv)
         raise
+    return Launched(process=process, argv=argv, cookie=cookie)
 
 
 def free_port(host: str) -> int:
-    """A TCP port that was free a moment ago; whoever binds it next may still lose the race."""
+    """A TCP port that was free a moment ago; whoever binds it next may still lose the race.
+
+    Raises:
+        ProfileError: the host is no address of this machine.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        probe.bind((host, 0))
+        try:
+            probe.bind((host, 0))
+        except (OSError, UnicodeError) as error:
+            allowed = f"an address of this machine or a name of one, without brackets ({error})"
+            raise ProfileError(field="host", value=host, allowed=allowed) from error
         return int(probe.getsockname()[1])
 
 
@@ -54,7 +75,7 @@ def _fill(text: str, child: Child) -> str:
     return text.replace("{host}", child.profile.host).replace("{port}", str(child.port))
 
 
-def _environment(child: Child) -> dict[str, str]:
+def _environment(child: Child, cookie: str) -> dict[str, str]:
     profile = child.profile
     inherited = {
         name: value
@@ -65,4 +86,6 @@ def _environment(child: Child) -> dict[str, str]:
         name: _fill(value, child) if isinstance(value, str) else value.reveal() for name, value in profile.env.items()
     }
     key = {profile.api_key_env: profile.api_key.reveal()} if profile.api_key and profile.api_key_env else {}
-    return inherited | own | key
+    # First in order, because environments are searched up to a bound only; last in rank.
+    mark = {procfs.COOKIE: cookie}
+    return mark | inherited | own | key | mark

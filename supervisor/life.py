@@ -117,9 +117,10 @@ class Life:
 
     def _spawn(self) -> None:
         profile, emit, redact = self.run.profile, self.run.emit, self.child.redact
-        self._process, argv = launch(self.child)
-        self.child = self.run.handle.child = replace(self.child, pid=self._process.pid)
-        emit(events.ChildSpawned, pid=self._process.pid, argv=redact.argv(argv))
+        launched = launch(self.child)
+        self._process = launched.process
+        self.child = self.run.handle.child = replace(self.child, pid=self._process.pid, cookie=launched.cookie)
+        emit(events.ChildSpawned, pid=self._process.pid, argv=redact.argv(launched.argv))
         self._hint = Hint(profile.health.ready_pattern)
         self._pump = LogPump(
             {"stdout": self._process.stdout_fd, "stderr": self._process.stderr_fd},

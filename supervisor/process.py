@@ -7,6 +7,8 @@ macOS; and it needs no code between fork and exec.
 
 The exit is seen through a pidfd and *not* reaped until teardown is over: a zombie leader keeps the group's number from
 being reused while the group is still being signalled.
+
+Over 250 lines because spawning, signalling and reaping share one process's state, and nobody else may do them.
 """
 
 from __future__ import annotations
@@ -26,9 +28,7 @@ import anyio
 
 from supervisor import procfs
 from supervisor.errors import SpawnError
-
-COOKIE: Final = "WARMBOOT_LIFE"
-"""A variable of the child's environment, different in every life: it tells descendants that left the session."""
+from supervisor.procfs import COOKIE
 
 # The group is known unless we died before we could name it; the cookie finds it then, and whoever left the group.
 # Twice, because a child between fork and exec has no cookie yet.
@@ -187,11 +187,12 @@ class Process:
 
     def listeners(self, port: int) -> list[int]:
         """Processes of the child's that listen on a port; empty where /proc does not tell."""
-        return [owner.pid for owner in procfs.owners(port, self.pid) if owner.mine]
+        owners = procfs.owners(port, self.pid, self._cookie)
+        return [owner.pid for owner in owners if owner.mine and owner.pid]
 
     def signal_all(self, number: signal.Signals) -> int:
         """Signals the group, and descendants that left it; returns how many of all these were alive."""
-        members = procfs.members(self.pid)
+        members = procfs.members(self.pid, self._cookie)
         if not self._reaped:  # without its leader's zombie the group's number may be somebody else's by now
             with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
                 os.killpg(self.pid, number)

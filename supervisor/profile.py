@@ -13,14 +13,14 @@ import math
 import os
 import re
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from supervisor.errors import ProfileError
 from supervisor.events import Level
-from supervisor.redact import Secret
+from supervisor.redact import MASK, Redactor, Secret, is_secret_name, secrets_in
 
 Accept = Callable[[int, str], str | None]
 """Judges a health answer: (HTTP status, body) -> None when the server is up, else why not, in a few words."""
@@ -57,13 +57,42 @@ def _pattern(name: str, value: str | None) -> None:
         return
     try:
         re.compile(value)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise ProfileError(field=name, value=value, allowed=f"a regular expression ({error})") from error
 
 
-def accept_200(status: int, body: str) -> str | None:
-    """The default judgement: 200 is up; a JSON body's message, if there is one, says why not."""
-    return None if status == 200 else f"HTTP {status}: {' '.join(body.split())[:200] or 'empty body'}"
+def _url_path(name: str, value: str) -> None:
+    ok = isinstance(value, str) and value.startswith("/") and value.isprintable() and " " not in value
+    _check(ok, name, value, "a path that begins with /, without blanks")
+
+
+def _kind(value: object) -> str:
+    # What a message shows of a value that may hold a key.
+    return f"({type(value).__name__})"
+
+
+def _path(name: str, value: object) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise ProfileError(field=name, value=value, allowed="a path")
+    path = Path(value)
+    _check("\0" not in os.fspath(path), name, value, "a path without NUL")
+    return path
+
+
+def _items(name: str, value: object) -> tuple[object, ...]:
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
+        return tuple(value)
+    # The value stays out of the message: a command line may hold a key.
+    shown = "one string" if isinstance(value, str) else _kind(value)
+    raise ProfileError(field=name, value=shown, allowed="a tuple of strings")
+
+
+def accept_2xx(status: int, body: str) -> str | None:
+    """The default judgement: 200 to 299 is up, whatever the body says; otherwise the body says why not.
+
+    A server that answers 200 before it can serve needs an `accept` of its own, which reads the body.
+    """
+    return None if 200 <= status <= 299 else f"HTTP {status}: {' '.join(body.split())[:200] or 'empty body'}"
 
 
 def plain_line(line: str) -> tuple[Level, str]:
@@ -99,7 +128,7 @@ class Health:
 
     Attributes:
         path: polled with GET.
-        accept: judges status *and* body.
+        accept: judges status *and* body; the default takes any of 200 to 299.
         model_id: what `identity_path` must list (OpenAI's `data[].id`, or an alias); None: not checked.
         ready_pattern: a log line that matches makes the next probe happen at once; never proof by itself.
         poll_min_s, poll_max_s: probes start at the first interval and slow down to the second.
@@ -107,7 +136,7 @@ class Health:
     """
 
     path: str = "/health"
-    accept: Accept = accept_200
+    accept: Accept = accept_2xx
     model_id: str | None = None
     identity_path: str = "/v1/models"
     ready_pattern: str | None = None
@@ -116,11 +145,11 @@ class Health:
     log_every: int = 100
 
     def __post_init__(self) -> None:
-        _check(self.path.startswith("/"), "health.path", self.path, "a path that begins with /")
-        _check(
-            self.identity_path.startswith("/"), "health.identity_path", self.identity_path, "a path with a leading /"
-        )
-        _check(self.model_id is None or bool(self.model_id.strip()), "health.model_id", self.model_id, "not blank")
+        _url_path("health.path", self.path)
+        _check(callable(self.accept), "health.accept", self.accept, "a function of status and body")
+        _url_path("health.identity_path", self.identity_path)
+        named = self.model_id is None or (isinstance(self.model_id, str) and bool(self.model_id.strip()))
+        _check(named, "health.model_id", self.model_id, "not blank")
         _pattern("health.ready_pattern", self.ready_pattern)
         _seconds("health.poll_min_s", self.poll_min_s, high=60)
         _seconds("health.poll_max_s", self.poll_max_s, high=60)
@@ -195,6 +224,7 @@ class Restart:
         _count("restart.max_restarts", self.max_restarts, 0, 1_000_000)
         _seconds("restart.backoff_s", self.backoff_s, high=3600)
         _seconds("restart.backoff_max_s", self.backoff_max_s)
+        _check(self.backoff_s <= self.backoff_max_s, "restart.backoff_s", self.backoff_s, f"<= {self.backoff_max_s}")
         _check(_number(self.jitter) and 0 <= self.jitter <= 1, "restart.jitter", self.jitter, "from 0 to 1")
         _seconds("restart.reset_after_s", self.reset_after_s)
         _count("restart.crash_loop_after", self.crash_loop_after, 1, 1_000_000)
@@ -228,8 +258,8 @@ class Liveness:
         _count("liveness.misses", self.misses, 1, 1000)
         _seconds("liveness.inference_every_s", self.inference_every_s)
         _pattern("liveness.counters_pattern", self.counters_pattern)
-        path = self.counters_path or "/"
-        _check(path.startswith("/"), "liveness.counters_path", path, "a path that begins with /")
+        if self.counters_path is not None:
+            _url_path("liveness.counters_path", self.counters_path)
         both = (self.counters_path is None) == (self.counters_pattern is None)
         _check(both, "liveness.counters_path", self.counters_path, "given together with counters_pattern")
 
@@ -254,6 +284,7 @@ class LogLimits:
         _count("logs.max_line_bytes", self.max_line_bytes, 80, 1 << 20)
         _count("logs.tail_lines", self.tail_lines, 1, 10_000)
         _count("logs.backlog_bytes", self.backlog_bytes, 1 << 16, 1 << 30)
+        _check(callable(self.parse), "logs.parse", self.parse, "a function of a line")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,35 +323,83 @@ class Profile:
     logs: LogLimits = field(default_factory=LogLimits)
 
     def __post_init__(self) -> None:
-        _check(bool(self.name.strip()), "name", self.name, "a non-blank name")
-        for part in ("command", "inherit_env", "weights"):
-            # The value stays out of the message: a command line may hold a key.
-            _check(not isinstance(getattr(self, part), str), part, "one string", "a tuple of strings")
-        object.__setattr__(self, "command", tuple(map(os.fspath, self.command)))
-        for arg in self.command:
-            _check(isinstance(arg, str), "command", type(arg).__name__, "text")
-        _check(any(self.command[:1]), "command", self.command, "at least a program")
-        texts = {f"command[{i}]": arg for i, arg in enumerate(self.command)}
-        for name, value in self.env.items():
-            _check(bool(name) and "=" not in name and "\0" not in name, "env", name, "names without '=' and NUL")
-            _check(isinstance(value, str | Secret), f"env[{name}]", type(value).__name__, "text or a Secret")
-            texts[f"env[{name}]"] = "" if isinstance(value, Secret) else value
+        _check(isinstance(self.name, str) and bool(self.name.strip()), "name", self.name, "a non-blank name")
+        texts = self._texts()
+        _check(any(self.command[:1]), "command", "an empty program", "at least a program")
+        # No text's value is shown here, because a key may stand in it.
         for where, text in texts.items():
-            _check("\0" not in text, where, text, "text without NUL")
-        _check(
-            bool(self.host) and "/" not in self.host and " " not in self.host, "host", self.host, "a host name or IP"
-        )
+            _check("\0" not in text, where, "(text with NUL)", "text without NUL")
+        object.__setattr__(self, "inherit_env", _items("inherit_env", self.inherit_env))
+        for pattern in self.inherit_env:
+            _check(isinstance(pattern, str), "inherit_env", pattern, "a tuple of strings")
+        object.__setattr__(self, "weights", tuple(_path("weights", path) for path in _items("weights", self.weights)))
+        if self.cwd is not None:
+            object.__setattr__(self, "cwd", _path("cwd", self.cwd))
+        host = isinstance(self.host, str) and bool(re.fullmatch(r"[^\s/\0]+", self.host))
+        _check(host, "host", self.host, "a host name or IP")
         _count("port", self.port, 0, 65_535)
         if self.port == 0 and not any("{port}" in text for text in texts.values()):
             raise ProfileError(field="port", value=0, allowed="a number, or '{port}' must stand in the command or env")
+        self._check_access()
+        for part, kind in _PARTS.items():
+            value = getattr(self, part)
+            _check(isinstance(value, kind), part, value, f"a {kind.__name__}")
+
+    def _texts(self) -> dict[str, str]:
+        """Every text of the command and the environment, by where it stands; secrets as empty texts."""
+        arguments: list[str] = []
+        for i, arg in enumerate(_items("command", self.command)):
+            text = os.fspath(arg) if isinstance(arg, str | os.PathLike) else None
+            if not isinstance(text, str):
+                raise ProfileError(field=f"command[{i}]", value=_kind(arg), allowed="text or a path")
+            arguments.append(text)
+        object.__setattr__(self, "command", tuple(arguments))
+        texts = {f"command[{i}]": text for i, text in enumerate(arguments)}
+        _check(isinstance(self.env, Mapping), "env", _kind(self.env), "a mapping of names to texts")
+        for name, value in self.env.items():
+            _check(isinstance(name, str), "env", _kind(name), "a mapping of names to texts")
+            head = re.split("[=\0]", name)[0]  # a key may stand behind the =
+            _check(_variable(name), "env", f"{head}...", "names without '=' and NUL")
+            _check(isinstance(value, str | Secret), f"env[{name}]", _kind(value), "text or a Secret")
+            texts[f"env[{name}]"] = "" if isinstance(value, Secret) else value
+        return texts
+
+    def _check_access(self) -> None:
+        _check(self.api_key is None or isinstance(self.api_key, Secret), "api_key", MASK, "a Secret, or None")
         if self.api_key and not re.fullmatch(r"[!-~]+", self.api_key.reveal()):
             raise ProfileError(
                 field="api_key", value=self.api_key, allowed="visible ASCII without spaces (it is a header)"
             )
+        variable = self.api_key_env
+        named = variable is None or (isinstance(variable, str) and _variable(variable))
+        _check(named, "api_key_env", variable, "a name without '=' and NUL, or None")
+        _check(isinstance(self.open_access, bool), "open_access", self.open_access, "True or False")
         _check(not (self.open_access and self.api_key), "open_access", True, "False when an api_key is set")
+
+    def __repr__(self) -> str:
+        mask = Redactor(self.secrets)
+        env = {name: MASK if is_secret_name(name) else mask(str(value)) for name, value in self.env.items()}
+        shown = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown |= {"command": mask.argv(self.command), "env": env}
+        return f"Profile({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
-        """Every secret that the profile knows, for redaction."""
+        """Every secret that the profile knows, for redaction; also keys that stand literally in the command."""
         found = [value for value in self.env.values() if isinstance(value, Secret)]
-        return (*found, self.api_key) if self.api_key else tuple(found)
+        key = (self.api_key,) if self.api_key else ()
+        return tuple(dict.fromkeys((*found, *key, *secrets_in(self.command))))
+
+
+def _variable(name: str) -> bool:
+    return bool(name.strip()) and "=" not in name and "\0" not in name
+
+
+_PARTS: Mapping[str, type] = {
+    "health": Health,
+    "timeouts": Timeouts,
+    "stop": Stop,
+    "restart": Restart,
+    "liveness": Liveness,
+    "logs": LogLimits,
+}

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Final
 
 import anyio
+import anyio.to_thread
 
-from supervisor import procfs
+from supervisor.procfs import Session, Usage
 
 _SAMPLE_S: Final = 0.25
-# Probing keeps a loading server a little busy: less than this is not progress.
-_MOVING_BYTES: Final = 4096
-_MOVING_CPU_S: Final = 0.02
+# Less than this since the last movement is none: an amount, an average rate, or what answering our own probes costs,
+# whichever is most (a probe takes a small server 0.3 ms and 400 bytes, and there are up to 20 a second).
+_BYTES, _BYTES_PER_S, _BYTES_PER_PROBE = 4096, 4096.0, 512
+_CPU_S, _CPU_PER_S, _CPU_S_PER_PROBE = 0.02, 0.01, 0.001
 
 OnProgress = Callable[[int, int | None, float, float | None], None]
 
@@ -31,17 +33,25 @@ class LoadMeter:
     """Samples a loading session four times a second.
 
     Args:
-        session: of the child (its pid).
+        session: of the child.
         weights: whose size is the total.
         bytes_logged: how much the child has written so far, a sign of life.
+        probes_answered: how many of our own probes the child had to answer so far.
         on_progress: (bytes, total or None, bytes per second, seconds to go or None), when bytes moved.
     """
 
     def __init__(
-        self, session: int, weights: Sequence[Path], *, bytes_logged: Callable[[], int], on_progress: OnProgress
+        self,
+        session: Session,
+        weights: Sequence[Path],
+        *,
+        bytes_logged: Callable[[], int],
+        probes_answered: Callable[[], int],
+        on_progress: OnProgress,
     ) -> None:
         self._session = session
         self._bytes_logged = bytes_logged
+        self._probes_answered = probes_answered
         self._on_progress = on_progress
         self.total = total_bytes(weights)
         self.bytes_read = 0
@@ -51,21 +61,27 @@ class LoadMeter:
 
         Cancellation is safe at any time.
         """
-        last = procfs.usage(self._session)
+        last = await self._usage()
         if last is None:
             await anyio.sleep_forever()
             return
         began = moved_at = time.monotonic()
-        logged = self._bytes_logged()
+        reported, logged, probes = last.bytes_read, self._bytes_logged(), self._probes_answered()
         while time.monotonic() - moved_at < stall_s:
             await anyio.sleep(min(_SAMPLE_S, stall_s))
-            usage = procfs.usage(self._session) or last
-            reads, works = usage.bytes_read - last.bytes_read, usage.cpu_s - last.cpu_s
-            if reads < 0 or reads >= _MOVING_BYTES or works >= _MOVING_CPU_S or self._bytes_logged() != logged:
-                moved_at = time.monotonic()
-            if reads >= _MOVING_BYTES and self.total:
-                self._report(usage.bytes_read, moved_at - began)
-            last, logged = usage, self._bytes_logged()
+            usage, now = await self._usage() or last, time.monotonic()
+            # Compared with the last movement, not with the last sample: slow and steady is movement too.
+            moved = _moved(last, usage, now - moved_at, self._probes_answered() - probes)
+            if moved or self._bytes_logged() != logged:
+                moved_at, last = now, usage
+                logged, probes = self._bytes_logged(), self._probes_answered()
+            if usage.bytes_read - reported >= _BYTES and self.total:
+                reported = usage.bytes_read
+                self._report(reported, now - began)
+
+    async def _usage(self) -> Usage | None:
+        # In a thread: among thousands of processes a look at /proc takes long.
+        return await anyio.to_thread.run_sync(self._session.usage, abandon_on_cancel=True)
 
     def _report(self, seen: int, took_s: float) -> None:
         assert self.total
@@ -73,3 +89,13 @@ class LoadMeter:
         self.bytes_read = min(seen, self.total)
         rate = self.bytes_read / took_s
         self._on_progress(self.bytes_read, self.total, rate, (self.total - self.bytes_read) / rate)
+
+
+def _moved(last: Usage, usage: Usage, took_s: float, probes: int) -> bool:
+    read, written = usage.bytes_read - last.bytes_read, usage.bytes_written - last.bytes_written
+    works = usage.cpu_s - last.cpu_s
+    if read < 0 or written < 0 or works < 0:  # a member has ended
+        return True
+    return read + written >= max(_BYTES, _BYTES_PER_S * took_s, _BYTES_PER_PROBE * probes) or works >= max(
+        _CPU_S, _CPU_PER_S * took_s, _CPU_S_PER_PROBE * probes
+    )

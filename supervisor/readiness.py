@@ -7,7 +7,7 @@ from functools import partial
 
 import anyio
 
-from supervisor import events
+from supervisor import events, procfs
 from supervisor.contract import Child
 from supervisor.emitter import Emitter
 from supervisor.errors import LoadStalled, NotReady, ReadinessTimeout, SupervisorError
@@ -34,7 +34,13 @@ async def until_up(child: Child, process: Process, pump: LogPump, hint: Hint, em
     def report(done: int, total: int | None, rate: float, eta_s: float | None) -> None:
         emit(events.LoadProgress, bytes=done, total_bytes=total, bytes_per_s=rate, eta_s=eta_s)
 
-    meter = LoadMeter(process.pid, child.profile.weights, bytes_logged=lambda: pump.bytes_seen, on_progress=report)
+    meter = LoadMeter(
+        procfs.Session(process.pid, child.cookie),
+        child.profile.weights,
+        bytes_logged=lambda: pump.bytes_seen,
+        probes_answered=lambda: polling.answered,
+        on_progress=report,
+    )
     async with anyio.create_task_group() as race:
 
         async def stall() -> None:

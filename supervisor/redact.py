@@ -12,8 +12,19 @@ from supervisor.errors import ProfileError
 
 MASK: Final = "***"
 
+GUESSED_MIN_CHARS: Final = 8
+"""What only a name calls a secret must be so long, because masking a `1` wherever it stands leaves no log to read."""
+
 # Options whose value is a secret by name, wherever the value came from.
-_SECRET_NAME: Final = re.compile(r"(?i)((^|[-_])(api-?_?key|access-?_?key|token|secret)|passw(or)?d)$")
+_NAME: Final = r"(?:(?:[\w-]*[-_])?(?:(?:api|access|secret)[-_]?keys?|token|secret)|[\w-]*passw(?:or)?d|--?key)"
+_SECRET_NAME: Final = re.compile(rf"(?i)(?<![\w-]){_NAME}$")
+# The same inside of one argument: a header, a shell's script, JSON, a query. The value is the second group.
+_VALUE: Final = r"""("[^"]*"|'[^']*'|[^\s"',;&]+)"""
+_EMBEDDED: Final = (
+    re.compile(rf"""(?i)((?<![\w-]){_NAME}(?:["']?\s*[=:]\s*(?:bearer\s+)?)){_VALUE}"""),
+    re.compile(rf"(?i)((?<![\w-])(?=-){_NAME}\s+){_VALUE}"),
+    re.compile(r"""(?i)(\bbearer\s+)([^\s"',;&]+)"""),
+)
 
 
 class Secret:
@@ -31,6 +42,8 @@ class Secret:
     __slots__ = ("_value",)
 
     def __init__(self, value: str, *, name: str = "secret") -> None:
+        if not isinstance(value, str):
+            raise ProfileError(field=name, value=f"({type(value).__name__})", allowed="text")
         if not value.strip():
             raise ProfileError(field=name, value=value, allowed="a non-blank string")
         if not value.isprintable():
@@ -59,10 +72,34 @@ def is_secret_name(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 
+def secrets_in(argv: Sequence[str]) -> tuple[Secret, ...]:
+    """The keys that stand literally in a command line, as far as names and `Bearer` tell, if they are long enough."""
+    found: list[str] = []
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        option, equals, value = arg.partition("=")
+        if _has_value(option, equals):
+            # An option that follows is no value: the one before it is a switch.
+            found.append(value if equals else "" if following.startswith("-") else following)
+        found += [match[2].strip("\"'") for pattern in _EMBEDDED for match in pattern.finditer(arg)]
+    # Servers take several keys with commas in between.
+    parts = [part.strip() for value in found for part in (value, *value.split(","))]
+    return tuple(Secret(part) for part in dict.fromkeys(parts) if _is_literal(part))
+
+
+def _has_value(option: str, equals: str) -> bool:
+    one_word = not any(map(str.isspace, option))
+    return one_word and bool(equals or option.startswith("-")) and is_secret_name(option)
+
+
+def _is_literal(value: str) -> bool:
+    filled_in = value.startswith("$") or "{port}" in value or "{host}" in value
+    return len(value) >= GUESSED_MIN_CHARS and value.isprintable() and not filled_in
+
+
 class Redactor:
     """Masks known secrets in text: `redactor("Bearer abc")`.
 
-    Masked as well are the forms in which a server would print them: JSON-escaped and URL-quoted.
+    Masked as well are the forms in which a server would print them: JSON-escaped, quoted as source code, URL-quoted.
     """
 
     def __init__(self, secrets: Iterable[Secret]) -> None:
@@ -70,8 +107,7 @@ class Redactor:
         for secret in secrets:
             # Servers and headers strip the blanks around a value.
             for value in (secret.reveal(), secret.reveal().strip()):
-                forms |= {value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
-                forms |= {quote(value, ""), quote(value), quote_plus(value)}
+                forms |= _spellings(value)
         # Longest first: one secret may be the beginning of another.
         self._forms: list[str] = sorted(forms, key=lambda form: (-len(form), form))
         self._pattern = re.compile("|".join(map(re.escape, self._forms))) if forms else None
@@ -109,9 +145,31 @@ class Redactor:
             if mask_next:
                 out.append(MASK)
                 mask_next = False
-            elif (equals or option.startswith("-")) and is_secret_name(option):
+            elif _has_value(option, equals):
                 out.append(f"{option}={MASK}" if equals else option)
                 mask_next = not equals
             else:
-                out.append(self(arg))
+                shown = self(arg)
+                for pattern in _EMBEDDED:
+                    shown = pattern.sub(_mask_value, shown)
+                out.append(shown)
         return tuple(out)
+
+
+def _mask_value(match: re.Match[str]) -> str:
+    quote_mark = match[2][0] if match[2][0] in "\"'" else ""
+    return f"{match[1]}{quote_mark}{MASK}{quote_mark}"
+
+
+def _spellings(value: str) -> set[str]:
+    in_json = {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+    slashed = {form.replace("/", "\\/") for form in in_json}  # PHP and some C++ libraries write it so
+    in_source = {
+        value.replace("\\", "\\\\"),
+        value.replace("\\", "\\\\").replace("'", "\\'"),
+        repr(value)[1:-1],
+        ascii(value)[1:-1],
+    }
+    in_url = {quote(value, ""), quote(value), quote_plus(value)}
+    lower = {re.sub("%..", lambda match: match[0].lower(), form) for form in in_url}
+    return {value} | in_json | slashed | in_source | in_url | lower

@@ -6,6 +6,7 @@ must not. What a slow stream cannot take is dropped, the child's oldest lines fi
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
@@ -14,15 +15,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from io import BufferedWriter, FileIO, TextIOWrapper
+from itertools import accumulate
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TextIO
 
 from supervisor.events import ChildLog, Event, LoadProgress, LogDropped
+from supervisor.logs import _ANSI, _CONTROLS
 
 LogFormat = Literal["console", "json"]
 
 _BASE: Final = frozenset({"elapsed_s", "unix_s", "line_level"})
 _CLEAR_LINE: Final = "\r\x1b[2K"
+_FINAL: Final = frozenset({errno.EPIPE, errno.EBADF})  # whoever has gone does not come back; a full disk may
 
 
 def to_dict(event: Event) -> dict[str, Any]:
@@ -37,6 +41,13 @@ def to_dict(event: Event) -> dict[str, Any]:
         "elapsed_s": round(event.elapsed_s, 4),
         **{name: round(value, 4) if isinstance(value, float) else value for name, value in own.items()},
     }
+
+
+def clean(text: str) -> str:
+    """Text without escape sequences and control characters, line breaks excepted: fit for a terminal."""
+    return (
+        text if text.isprintable() else "\n".join(_ANSI.sub("", line).translate(_CONTROLS) for line in text.split("\n"))
+    )
 
 
 class Sink:
@@ -57,6 +68,9 @@ class Sink:
         self._queue: deque[Event | str] = deque()
         self._changed = threading.Condition()
         self._dropped = [0, 0]  # lines, bytes
+        self._newest: Event | None = None
+        self._sent = 0  # bytes of the batch
+        self._torn = False  # the last line written lacks its end
         self._writing = False
         self._closed = False
         self._gone = False
@@ -70,9 +84,8 @@ class Sink:
             if self._gone:
                 return
             if len(self._queue) >= self._capacity and not self._make_room():
-                if isinstance(event, LogDropped):  # what it counts is still not kept
-                    self._dropped[0] += event.lines
-                    self._dropped[1] += event.bytes
+                if isinstance(event, LogDropped):
+                    self._lose(event)
                 return
             self._queue.append(event)
             self._changed.notify_all()
@@ -82,10 +95,15 @@ class Sink:
         for index, item in enumerate(self._queue):  # what is not a line is rare: this ends after a few
             if isinstance(item, ChildLog):
                 del self._queue[index]
-                self._dropped[0] += 1
-                self._dropped[1] += len(item.line.encode(errors="replace"))
+                self._lose(item)
                 return True
         return False
+
+    def _lose(self, item: Event | str) -> None:
+        lines, lost = 1, len(item.line.encode(errors="replace")) if isinstance(item, ChildLog) else 0
+        if isinstance(item, LogDropped):  # what it counts is still not kept
+            lines, lost = item.lines, item.bytes
+        self._dropped = [self._dropped[0] + lines, self._dropped[1] + lost]
 
     def say(self, text: str) -> None:
         """Queues plain text, for a person."""
@@ -119,7 +137,12 @@ class Sink:
         try:
             self._write_all()
         except (OSError, ValueError):
-            self._stream_is_gone()
+            # The reader has left (a closed terminal, `| head`): the server matters more than its log.
+            with self._changed:
+                self._gone = True
+                self._queue.clear()
+                self._writing = False
+                self._changed.notify_all()
         finally:
             if self._fd is not None:
                 os.close(self._fd)
@@ -135,35 +158,43 @@ class Sink:
                 batch = list(self._queue)
                 self._queue.clear()
                 self._writing = True
-                last = next((item for item in reversed(batch) if isinstance(item, Event)), None)
-                if any(self._dropped) and last is not None:
+                self._newest = next((item for item in reversed(batch) if isinstance(item, Event)), self._newest)
+                if any(self._dropped) and (now := self._newest) is not None:
                     lines, lost = self._dropped
-                    batch.append(LogDropped(elapsed_s=last.elapsed_s, unix_s=last.unix_s, lines=lines, bytes=lost))
+                    batch.insert(0, LogDropped(elapsed_s=now.elapsed_s, unix_s=now.unix_s, lines=lines, bytes=lost))
                     self._dropped = [0, 0]
-            self._write("".join(map(self._text, batch)))
+            self._write_batch(batch)
 
-    def _write(self, text: str) -> None:
+    def _write_batch(self, batch: list[Event | str]) -> None:
         encoding = self._stream.encoding or "utf-8"
-        data = text.encode(encoding, "backslashreplace")
+        parts = [b"\n" if self._torn else b""]
+        self._sent = 0
+        try:
+            parts += [self._text(item).encode(encoding, "backslashreplace") for item in batch]
+            self._write(b"".join(parts), encoding)
+            self._torn = False
+        except Exception as error:
+            if self._stream.closed or (isinstance(error, OSError) and error.errno in _FINAL):
+                raise
+            whole = max(0, sum(end <= self._sent for end in accumulate(map(len, parts))) - 1)
+            if self._sent:
+                self._torn = b"".join(parts)[self._sent - 1 : self._sent] != b"\n"
+            with self._changed:
+                for item in batch[whole:]:
+                    self._lose(item)
+
+    def _write(self, data: bytes, encoding: str) -> None:
         self._stream.flush()  # raises ValueError when the stream has been closed
         if self._fd is None:
             self._stream.write(data.decode(encoding))
             self._stream.flush()
-        while data and self._fd is not None:
+        while self._fd is not None and self._sent < len(data):
             try:
-                data = data[os.write(self._fd, data) :]
+                self._sent += os.write(self._fd, data[self._sent :])
             except BlockingIOError:  # whoever shares the terminal or pipe made it non-blocking
                 poll = select.poll()
                 poll.register(self._fd, select.POLLOUT)
                 poll.poll()
-
-    def _stream_is_gone(self) -> None:
-        # The reader has left (a closed terminal, `| head`): the server matters more than its log.
-        with self._changed:
-            self._gone = True
-            self._queue.clear()
-            self._writing = False
-            self._changed.notify_all()
 
     def _text(self, item: Event | str) -> str:
         if self._live and isinstance(item, LoadProgress):
@@ -171,7 +202,7 @@ class Sink:
             return _CLEAR_LINE + _progress_line(item)
         clear = _CLEAR_LINE if self._line_is_live else ""
         self._line_is_live = False
-        return clear + (item if isinstance(item, str) else self._render(to_dict(item))) + "\n"
+        return clear + (clean(item) if isinstance(item, str) else self._render(to_dict(item))) + "\n"
 
 
 def _descriptor(stream: TextIO) -> int | None:
@@ -210,7 +241,7 @@ def _console_renderer(*, colors: bool) -> Callable[[dict[str, Any]], str]:
     renderer = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=20, sort_keys=False)
 
     def render(entry: Mapping[str, Any]) -> str:
-        entry = dict(entry)
+        entry = {name: clean(value) if isinstance(value, str) else value for name, value in entry.items()}
         if entry["event"] == "child.log":  # the child's own words, without the frame around them
             return f"{'':8}{'│'} {entry['line']}"
         entry["timestamp"] = f"{entry.pop('elapsed_s'):7.2f}"

@@ -23,9 +23,11 @@ FAKE_ARGV = [sys.executable, "-I", "-S", str(FAKE), "--port", "{port}"]
 
 
 @contextmanager
-def supervise(*args: str, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    """`supervise ARGS` as a process; killed at the end if it still runs."""
-    argv = [sys.executable, "-m", "supervisor", *args]
+def supervise(
+    *args: str, env: dict[str, str] | None = None, under: tuple[str, ...] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """`supervise ARGS` as a process, started by `under`; killed at the end if it still runs."""
+    argv = [*under, sys.executable, "-m", "supervisor", *args]
     with subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
     ) as process:
@@ -35,9 +37,9 @@ def supervise(*args: str, env: dict[str, str] | None = None) -> Iterator[subproc
             process.kill()
 
 
-def run(*args: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
+def run(*args: str, env: dict[str, str] | None = None, under: tuple[str, ...] = ()) -> tuple[int, str, str]:
     """Runs to the end: exit code, stdout, stderr."""
-    with supervise(*args, env=env) as process:
+    with supervise(*args, env=env, under=under) as process:
         out, err = process.communicate(timeout=50)
         return process.returncode, out, err
 
@@ -90,6 +92,7 @@ def test_json_fields_and_a_clean_stop() -> None:
         (("--exit-after-requests", "1"), ("--warmup", "text", "--start-timeout-s", "20"), 1, "exited with code 1"),
         ((), ("--grace-s", "-1"), 2, "grace_s"),
         ((), ("--env", "NOPE"), 2, "KEY=VALUE"),
+        ((), ("--host", "nosuch.invalid"), 2, "host='nosuch.invalid'"),
         ((), ("--api-key-env", "NOT_SET_ANYWHERE"), 2, "NOT_SET_ANYWHERE"),
         ((), ("--warmup", "nope"), 2, "text, thinking, image, tools"),
         ((), ("--auth-check",), 4, "auth"),
@@ -175,6 +178,117 @@ def test_a_second_signal_kills_at_once() -> None:
     while alive(pid):
         assert time.monotonic() < ends
         time.sleep(0.005)
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """Under `nohup`, a hangup is no request to stop; TERM still is."""
+    ignoring = ("sh", "-c", "trap '' HUP; exec \"$@\"", "sh")
+    with supervise(*exec_json("--ignore-sigterm", options=("--grace-s", "0.5")), under=ignoring) as process:
+        events_until(process, "child.ready")
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)  # the second request to stop would end it with 128 + 15
+        seen = events_until(process, "supervise.exit")
+        assert process.wait(20) == 0
+    assert [event["asked"] for event in seen if event["event"] == "child.stopping"] == [True]
+
+
+def test_ignored_ends_of_children_are_heard_again() -> None:
+    """A parent that ignores SIGCHLD hides how children end; supervise asks for the default, and knows the code."""
+    code = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    status, _, err = run("exec", "--", *FAKE_ARGV, "--die-while-loading", under=(sys.executable, "-c", code))
+    assert status == 3
+    assert "exited with code 1 during loading" in err
+
+
+AT_EXIT = """
+import atexit, os, signal, sys
+def strike():
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+atexit.register(strike)
+from supervisor.cli import main
+main(prog_name="supervise", args=sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("flags", "status"), [(("--die-while-loading",), 3), (("--never-ready",), 0)])
+def test_no_signal_changes_an_end_that_has_come(flags: tuple[str, ...], status: int) -> None:
+    """Between the end of supervision and the exit of the process, a signal is too late to change the exit code."""
+    argv = [sys.executable, "-c", AT_EXIT, *exec_json(*flags)]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
+        if not status:
+            events_until(process, "child.spawned")
+            process.send_signal(signal.SIGINT)
+        events_until(process, "supervise.exit")
+        assert process.wait(20) == status
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_streams_are_no_obstacle(closed: str) -> None:
+    """A service manager may give no stderr at all: the exit code is the same, and nothing is written anywhere else."""
+    status, out, err = run(
+        "exec", "--", *FAKE_ARGV, "--die-while-loading", under=("sh", "-c", f'exec "$@" {closed}', "sh")
+    )
+    assert (status, out, err) == (3, "", "")
+
+
+def test_an_unexpected_error_ends_in_words(tmp_path: Path) -> None:
+    """A defect ends with its traceback, then one paragraph, and exit code 1."""
+    spec = tmp_path / "odd.py"
+    spec.write_text(
+        "from supervisor import Hooks, Profile\n"
+        "class Odd(Profile):\n"
+        "    @property\n"
+        "    def secrets(self): raise LookupError('no \\x1b[31msuch thing')\n"
+        "server = Odd(name='s', command=('s',), port=1)\n"
+    )
+    status, _, err = run("argv", f"{spec}:server")
+    assert status == 1
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1].startswith("supervise: LookupError: no such thing")
+    assert "\x1b" not in err
+
+
+def test_an_unexpected_error_inside_of_supervision_is_named(tmp_path: Path) -> None:
+    """What fails under the event loop is named in the paragraph, and not the groups around it."""
+    spec = tmp_path / "odd.py"
+    spec.write_text(
+        "from supervisor import Hooks, Profile\n"
+        "class Odd(Profile):\n"
+        "    @property\n"
+        "    def secrets(self): raise LookupError('no such thing')\n"
+        "server = Odd(name='s', command=('s',), port=1)\n"
+    )
+    status, _, err = run("run", f"{spec}:server")
+    assert status == 1
+    assert err.splitlines()[-1].startswith("supervise: LookupError: no such thing")
+
+
+def test_a_module_that_exits_is_a_wrong_spec(tmp_path: Path) -> None:
+    """`sys.exit(0)` in a SPEC does not pass for a clean stop."""
+    spec = tmp_path / "leaves.py"
+    spec.write_text("import sys; sys.exit(0)\n")
+    status, _, err = run("run", f"{spec}:server")
+    assert status == 2
+    assert "SystemExit" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_last_words_are_clean(log_format: str) -> None:
+    """What the server answers to a health probe cannot steer the terminal that shows the last words."""
+    code = (
+        "import http.server, sys\n"
+        "class H(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(503); self.end_headers(); self.wfile.write(b'bad\\x1b]0;title\\x07 \\x1b[2Jnews')\n"
+        "http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), H).serve_forever()\n"
+    )
+    options = ("--start-timeout-s", "2", "--log-format", log_format)
+    status, _, err = run("exec", *options, "--", sys.executable, "-c", code, "{port}")
+    assert status == 3
+    last = json.loads(err.splitlines()[-1])["detail"] if log_format == "json" else err.rpartition("supervise: ")[2]
+    assert "bad news" in last and "title" not in last
+    assert "\x1b" not in err + last
 
 
 def test_stop_while_loading() -> None:

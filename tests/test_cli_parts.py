@@ -59,6 +59,12 @@ def needs(argument):
 def fails():
     raise RuntimeError("no weights here")
 
+def leaves():
+    raise SystemExit(0)
+
+async def awaited():
+    return plain
+
 number = 7
 triple = (plain, Hooks(), 1)
 swapped = (Hooks(), plain)
@@ -72,6 +78,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "house_profiles.py").write_text(MODULE)
     (tmp_path / "house_broken.py").write_text("import nothing_of_this_name\n")
     (tmp_path / "house_wrong.py").write_text("def (:\n")
+    (tmp_path / "house_exits.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -114,7 +121,7 @@ def test_a_path_may_be_absolute(modules: Path) -> None:
         (":plain", "module:attribute, path/file.py:attribute, or 'local'"),
         ("house_profiles:", "module:attribute, path/file.py:attribute, or 'local'"),
         ("", "module:attribute, path/file.py:attribute, or 'local'"),
-        ("house_profiles:nothing", "an attribute of house_profiles, which has: Engine, Hooks, Profile, built"),
+        ("house_profiles:nothing", "an attribute of house_profiles, which has: Engine, Hooks, Profile, awaited, built"),
         ("house_profiles:number", "it is int"),
         ("house_profiles:triple", "a Profile, a (Profile, Hooks) pair"),
         ("house_profiles:swapped", "it is tuple"),
@@ -125,6 +132,10 @@ def test_a_path_may_be_absolute(modules: Path) -> None:
         ("missing.py:x", "a Python file that exists"),
         ("house_profiles:needs", "argument"),
         ("house_profiles:fails", "no weights here"),
+        ("house_profiles:leaves", "callable (SystemExit: 0)"),
+        ("house_profiles:awaited", "a plain `def`"),
+        ("house_exits:x", "importable (SystemExit: 0)"),
+        ("house_exits.py:x", "importable (SystemExit: 0)"),
     ],
 )
 @pytest.mark.usefixtures("modules")
@@ -133,6 +144,18 @@ def test_a_wrong_spec_says_what_would_be_right(spec: str, says: str) -> None:
     with pytest.raises(ProfileError, match=re.escape(says)) as caught:
         load(spec)
     assert caught.value.field == "SPEC"
+
+
+def test_a_file_may_import_what_lies_beside_it(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with `python path/file.py`, the file's directory is searched, wherever the command is run."""
+    (modules / "house_sibling.py").write_text("PORT = 77\n")
+    (modules / "house_uses.py").write_text(
+        "from house_sibling import PORT\n"
+        "from supervisor import Profile\n"
+        "server = Profile(name='s', command=('s',), port=PORT)\n"
+    )
+    monkeypatch.chdir("/")
+    assert load(f"{modules / 'house_uses.py'}:server")[0].port == 77
 
 
 def test_a_file_may_have_any_name(modules: Path) -> None:
@@ -266,9 +289,18 @@ def test_the_auth_check_comes_once_and_last() -> None:
 
 def test_variables_that_are_named_like_secrets_are_secrets() -> None:
     """`--env HF_TOKEN=...` is not printed; a blank one is no secret."""
-    found = variables(["HF_TOKEN=hf_1234", "API_KEY=", "MAX_TOKENS=5", "PATH=/a:/b", "X=a=b"])
-    assert found == {"HF_TOKEN": Secret("hf_1234"), "API_KEY": "", "MAX_TOKENS": "5", "PATH": "/a:/b", "X": "a=b"}
-    assert "hf_1234" not in repr(found) and MASK in repr(found)
+    found = variables(["HF_TOKEN=hf_12345", "API_KEY=", "MAX_TOKENS=5", "PATH=/a:/b", "X=a=b"])
+    assert found == {"HF_TOKEN": Secret("hf_12345"), "API_KEY": "", "MAX_TOKENS": "5", "PATH": "/a:/b", "X": "a=b"}
+    assert "hf_12345" not in repr(found) and MASK in repr(found)
+
+
+def test_a_switch_is_no_secret() -> None:
+    """What only its name calls a secret needs 8 characters: a `1` that is masked everywhere leaves no log to read."""
+    assert variables(["USE_TOKEN=1", "A_TOKEN=1234567", "B_TOKEN=12345678"]) == {
+        "USE_TOKEN": "1",
+        "A_TOKEN": "1234567",
+        "B_TOKEN": Secret("12345678"),
+    }
 
 
 @pytest.mark.parametrize("text", ["NAME", "=value", ""])

@@ -210,7 +210,8 @@ class _Stops:
     deadline_s: float | None = None
     daemon: Daemon
 
-    async def __call__(self, _: Child) -> None:
+    async def __call__(self, child: Child) -> None:
+        assert child.pid
         self.daemon.stop()
 
 

@@ -24,10 +24,10 @@ from supervisor.profile import (
     Restart,
     Stop,
     Timeouts,
-    accept_200,
+    accept_2xx,
     plain_line,
 )
-from supervisor.redact import Secret
+from supervisor.redact import MASK, Secret
 
 PARTS: dict[str, Callable[..., Any]] = {
     "health": Health,
@@ -46,9 +46,16 @@ MILLION = "a whole number from 1 to 1000000"
 WRONG: list[tuple[str, Any, str]] = [
     ("health.path", "health", "a path that begins with /"),
     ("health.path", "", "a path that begins with /"),
-    ("health.identity_path", "v1/models", "a path with a leading /"),
+    ("health.path", None, "a path that begins with /"),
+    ("health.path", "/a b", "a path that begins with /, without blanks"),
+    ("health.path", "/a\n", "a path that begins with /, without blanks"),
+    ("health.accept", None, "a function of status and body"),
+    ("health.identity_path", "v1/models", "a path that begins with /"),
+    ("health.identity_path", 7, "a path that begins with /"),
     ("health.model_id", " \t", "not blank"),
+    ("health.model_id", 7, "not blank"),
     ("health.ready_pattern", "(", "a regular expression ("),
+    ("health.ready_pattern", 5, "a regular expression ("),
     ("health.poll_min_s", 0, MINUTE),
     ("health.poll_min_s", -1.0, MINUTE),
     ("health.poll_min_s", 1.0, "<= 0.05"),
@@ -68,6 +75,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("restart.max_restarts", -1, "a whole number from 0 to 1000000"),
     ("restart.backoff_s", 0, HOUR),
     ("restart.backoff_max_s", 0, DAY),
+    ("restart.backoff_s", 61, "<= 60.0"),
     ("restart.jitter", -0.1, "from 0 to 1"),
     ("restart.jitter", 1.1, "from 0 to 1"),
     ("restart.jitter", math.nan, "from 0 to 1"),
@@ -80,6 +88,10 @@ WRONG: list[tuple[str, Any, str]] = [
     ("liveness.misses", 0, "a whole number from 1 to 1000"),
     ("liveness.inference_every_s", 0, DAY),
     ("liveness.counters_pattern", "[", "a regular expression ("),
+    ("liveness.counters_pattern", 5, "a regular expression ("),
+    ("liveness.counters_path", "metrics", "a path that begins with /"),
+    ("liveness.counters_path", 5, "a path that begins with /"),
+    ("logs.parse", None, "a function of a line"),
     ("liveness.counters_path", "/metrics", "given together with counters_pattern"),
     ("logs.max_line_bytes", 79, "a whole number from 80 to 1048576"),
     ("logs.tail_lines", 0, "a whole number from 1 to 10000"),
@@ -106,13 +118,37 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_allowed_range(where: st
     [
         ({"name": " "}, "name", " ", "a non-blank name"),
         ({"command": "server --port 1"}, "command", "one string", "a tuple of strings"),
-        ({"command": ()}, "command", (), "at least a program"),
-        ({"command": ("",), "port": 1}, "command", ("",), "at least a program"),
-        ({"command": ("a", "b\0c"), "port": 1}, "command[1]", "b\0c", "text without NUL"),
-        ({"env": {"A=B": "x"}}, "env", "A=B", "names without '=' and NUL"),
-        ({"env": {"": "x"}}, "env", "", "names without '=' and NUL"),
-        ({"env": {"A\0": "x"}}, "env", "A\0", "names without '=' and NUL"),
-        ({"env": {"A": "x\0"}}, "env[A]", "x\0", "text without NUL"),
+        ({"name": None}, "name", None, "a non-blank name"),
+        ({"command": None}, "command", "(NoneType)", "a tuple of strings"),
+        ({"command": (1,)}, "command[0]", "(int)", "text or a path"),
+        ({"command": (b"server",)}, "command[0]", "(bytes)", "text or a path"),
+        ({"command": ()}, "command", "an empty program", "at least a program"),
+        ({"command": ("", "k"), "port": 1}, "command", "an empty program", "at least a program"),
+        ({"command": ("a", "b\0c"), "port": 1}, "command[1]", "(text with NUL)", "text without NUL"),
+        ({"env": None}, "env", "(NoneType)", "a mapping of names to texts"),
+        ({"env": {1: "x"}}, "env", "(int)", "a mapping of names to texts"),
+        ({"env": {"A": 1}}, "env[A]", "(int)", "text or a Secret"),
+        ({"env": {"A=key": "x"}}, "env", "A...", "names without '=' and NUL"),
+        ({"env": {"": "x"}}, "env", "...", "names without '=' and NUL"),
+        ({"env": {"A\0": "x"}}, "env", "A...", "names without '=' and NUL"),
+        ({"env": {"A": "x\0"}}, "env[A]", "(text with NUL)", "text without NUL"),
+        ({"inherit_env": "*"}, "inherit_env", "one string", "a tuple of strings"),
+        ({"inherit_env": (1,)}, "inherit_env", 1, "a tuple of strings"),
+        ({"cwd": 5}, "cwd", 5, "a path"),
+        ({"cwd": "a\0b"}, "cwd", "a\0b", "a path without NUL"),
+        ({"weights": (5,)}, "weights", 5, "a path"),
+        ({"weights": "model.gguf"}, "weights", "one string", "a tuple of strings"),
+        ({"api_key": "plain"}, "api_key", MASK, "a Secret, or None"),
+        ({"api_key_env": "A=B"}, "api_key_env", "A=B", "a name without '=' and NUL, or None"),
+        ({"api_key_env": ""}, "api_key_env", "", "a name without '=' and NUL, or None"),
+        ({"open_access": "no"}, "open_access", "no", "True or False"),
+        ({"host": None}, "host", None, "a host name or IP"),
+        ({"timeouts": None}, "timeouts", None, "a Timeouts"),
+        ({"health": Stop()}, "health", Stop(), "a Health"),
+        ({"stop": 1}, "stop", 1, "a Stop"),
+        ({"restart": "never"}, "restart", "never", "a Restart"),
+        ({"liveness": None}, "liveness", None, "a Liveness"),
+        ({"logs": None}, "logs", None, "a LogLimits"),
         ({"host": ""}, "host", "", "a host name or IP"),
         ({"host": "http://a"}, "host", "http://a", "a host name or IP"),
         ({"host": "a b"}, "host", "a b", "a host name or IP"),
@@ -197,6 +233,41 @@ def test_a_command_may_hold_paths() -> None:
     assert a_profile(command=(Path("/bin/server"), "{port}")).command == ("/bin/server", "{port}")
 
 
+def test_paths_may_be_given_as_text() -> None:
+    """Where a path is wanted, text is one."""
+    profile: Profile = a_profile(weights=["a", Path("b")], cwd="/")
+    assert (profile.weights, profile.cwd) == ((Path("a"), Path("b")), Path("/"))
+
+
+def test_no_text_of_the_command_is_shown_by_an_error() -> None:
+    """A key may stand anywhere in the command or the environment, so an error names the place and not the text."""
+    for fields in (
+        {"command": ("server", "--api-key=sk-0123456789\0")},
+        {"command": ("", "--api-key", "sk-0123456789")},
+        {"command": "server --api-key sk-0123456789"},
+        {"env": {"API_KEY": "sk-0123456789\0"}},
+        {"env": {"API_KEY=sk-0123456789": ""}},
+        {"api_key": "sk-0123456789"},
+    ):
+        with pytest.raises(ProfileError) as caught:
+            a_profile(**fields)
+        assert "sk-0" not in str(caught.value) + repr(caught.value) + repr(caught.value.value)
+
+
+def test_a_key_in_the_command_is_a_secret() -> None:
+    """A key that stands literally in the command is masked in the profile's text, and known to its redaction."""
+    profile = a_profile(
+        command=("server", "--api-key", "sk-0123456789", "-H", "Authorization: Bearer sk-abcdefgh", "--port", "{port}"),
+        env={"HF_TOKEN": "hf_1", "OTHER": "sk-0123456789"},
+        api_key=Secret("sk-0123456789"),
+    )
+    assert profile.secrets == (Secret("sk-0123456789"), Secret("sk-abcdefgh"))
+    text = repr(profile)
+    assert "sk-" not in text and "hf_1" not in text
+    assert text.startswith("Profile(name='server', command=('server', '--api-key', '***', '-H', ")
+    assert all(f" {field.name}=" in text for field in dataclasses.fields(profile)[1:])
+
+
 def test_secrets_of_a_profile_do_not_print() -> None:
     """`secrets` finds all of them, and no text of the profile shows one."""
     profile = a_profile(env={"A": Secret("first-secret"), "B": "plain"}, api_key=Secret("second-secret"))
@@ -246,11 +317,14 @@ def test_level_names_are_lower_case() -> None:
     [
         (200, "", None),
         (200, "anything", None),
-        (204, "", "HTTP 204: empty body"),
+        (204, "", None),
+        (299, "", None),
+        (199, "", "HTTP 199: empty body"),
+        (300, "", "HTTP 300: empty body"),
         (503, '{"error":\n  "loading"}', 'HTTP 503: {"error": "loading"}'),
         (500, "x" * 1000, "HTTP 500: " + "x" * 200),
     ],
 )
-def test_accept_200(status: int, body: str, verdict: str | None) -> None:
-    """200 is up whatever the body says; anything else is quoted on one short line."""
-    assert accept_200(status, body) == verdict
+def test_accept_2xx(status: int, body: str, verdict: str | None) -> None:
+    """200 to 299 is up whatever the body says; anything else is quoted on one short line."""
+    assert accept_2xx(status, body) == verdict

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import logging
 import pickle
+import re
+from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -16,7 +18,7 @@ from supervisor.errors import ProfileError
 from supervisor.lines import LineSplitter
 from supervisor.logs import LogPump
 from supervisor.profile import LogLimits
-from supervisor.redact import MASK, Redactor, Secret, is_secret_name
+from supervisor.redact import MASK, Redactor, Secret, is_secret_name, secrets_in
 
 KEY = "sk-0123456789abcdef"
 PIECE = 4  # characters of a secret's beginning that give something away
@@ -120,6 +122,8 @@ def test_other_spellings_are_masked(value: str) -> None:
         quote(value),
         quote(value, safe=""),
         quote_plus(value),
+        json.dumps(value).replace("/", "\\/"),
+        re.sub("%..", lambda escape: escape[0].lower(), quote(value, safe="")),
     ]
     for form in forms:
         assert redact(f"<{form}>") in (f"<{MASK}>", f'<"{MASK}">')
@@ -157,6 +161,42 @@ def test_argv(given_: list[str], shown: list[str]) -> None:
     assert Redactor([Secret(KEY)]).argv(given_) == tuple(shown)
 
 
+@pytest.mark.parametrize("value", ["it's-\\-a-key", 'it\'s "both"', "back\\slash", "wörd'"])
+def test_a_secret_in_source_form_is_masked(value: str) -> None:
+    """A server that prints its settings as a literal escapes quotes and backslashes; the mask knows these spellings."""
+    redact = Redactor([Secret(value)])
+    for form in (repr(value), ascii(value), value.replace("\\", "\\\\").replace("'", "\\'")):
+        assert redact(f"<{form[1:-1] if form[0] == form[-1] else form}>") == f"<{MASK}>"
+
+
+@pytest.mark.parametrize(
+    ("given_", "shown", "secrets"),
+    [
+        (["curl", "-H", "Authorization: Bearer abcdefgh1"], ["curl", "-H", f"Authorization: Bearer {MASK}"], 1),
+        (["curl", "--header=Authorization: bearer abc"], ["curl", f"--header=Authorization: bearer {MASK}"], 0),
+        (["curl", "-H", "X-Api-Key: abcdefgh1"], ["curl", "-H", f"X-Api-Key: {MASK}"], 1),
+        (["s", "--api-keys", "abcdefgh1,abcdefgh2"], ["s", "--api-keys", MASK], 3),
+        (["s", "--key", "abcdefgh1"], ["s", "--key", MASK], 1),
+        (["s", "--key=abc"], ["s", f"--key={MASK}"], 0),
+        (["sh", "-c", "cd /; API_KEY=abcdefgh1 cmd"], ["sh", "-c", f"cd /; API_KEY={MASK} cmd"], 1),
+        (["sh", "-c", "s --api-key 'abcdefgh1' -v"], ["sh", "-c", f"s --api-key '{MASK}' -v"], 1),
+        (["s", '{"api_key": "abcdefgh1", "n": 1}'], ["s", f'{{"api_key": "{MASK}", "n": 1}}'], 1),
+        (["s", "http://h/?token=abcdefgh1&n=1"], ["s", f"http://h/?token={MASK}"], 2),
+        (["sh", "-c", 'x -H "Authorization: Bearer $LONG_VARIABLE"'], None, 0),
+        (["s", "--token", "--no-such-value"], None, 0),
+        (["s", "--key-file", "some-file"], ["s", "--key-file", "some-file"], 0),
+        (["sh", "-c", "MAX_TOKENS=5 keyboard=abcdefgh1"], ["sh", "-c", "MAX_TOKENS=5 keyboard=abcdefgh1"], 0),
+    ],
+)
+def test_keys_inside_of_a_command_line(given_: list[str], shown: list[str] | None, secrets: int) -> None:
+    """Headers, scripts, JSON and queries in one argument lose what they call a key, and the long ones become known."""
+    found = secrets_in(given_)
+    assert len(found) == secrets, [secret.reveal() for secret in found]
+    assert not secrets or "abcdefgh1" in [secret.reveal() for secret in found]
+    if shown is not None:
+        assert Redactor([]).argv(given_) == tuple(shown)
+
+
 @pytest.mark.parametrize(
     ("name", "secret"),
     [
@@ -166,6 +206,9 @@ def test_argv(given_: list[str], shown: list[str]) -> None:
         ("HF_TOKEN", True),
         ("TOKEN", True),
         ("DB_PASSWORD", True),
+        ("API_KEYS", True),
+        ("--key", True),
+        ("SECRET_KEY", True),
         ("TOKENS", False),
         ("MAX_TOKENS", False),
         ("API_KEY_FILE", False),
@@ -221,6 +264,14 @@ def test_a_blank_secret_is_refused(value: str) -> None:
     """A blank key opens a server instead of closing it."""
     with pytest.raises(ProfileError, match=r"API_KEY=.* a non-blank string"):
         Secret(value, name="API_KEY")
+
+
+@pytest.mark.parametrize("value", [5, None, b"bytes-bytes"])
+def test_a_secret_is_text(value: Any) -> None:
+    """Another type is refused like a wrong setting, and is not shown."""
+    with pytest.raises(ProfileError, match=r"API_KEY='\(\w+\)' .* text") as caught:
+        Secret(value, name="API_KEY")
+    assert "bytes-bytes" not in str(caught.value)
 
 
 @pytest.mark.parametrize("odd", ["\n", "\r", "\0", "\t", "\x1b", "\x7f", "\x9b", "\u200b", "\udcff"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -12,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 import pytest
 from test_events import KINDS
@@ -136,6 +138,17 @@ def test_console_lines_are_for_people() -> None:
     assert "\x1b" not in text
 
 
+def test_a_console_gets_no_foreign_escapes() -> None:
+    """What a server or a Step says in an event or a message cannot steer the terminal; line breaks stay."""
+    bad = "a\x1b]0;title\x07b\x1b[2J\x1b[31mred\x9b\x07\x08\r\nnext"
+    step = made(StepRefused, point="warmup", step=bad, took_s=0.1, reason=bad)
+    text = written(step, log(bad), bad, log_format="console")
+    assert all(character == "\n" or character.isprintable() for character in text)
+    assert "title" not in text and "[2J" not in text
+    assert text.endswith("abred\nnext\n")
+    assert "\x1b]" not in written(step, bad, log_format="console", stream=Terminal())
+
+
 def test_a_terminal_gets_colours() -> None:
     """Colours are for eyes only."""
     assert "\x1b[" in written(READY, log_format="console", stream=Terminal())
@@ -248,6 +261,67 @@ def test_a_non_blocking_stream_is_waited_for() -> None:
             sink(log(f"{i:0100}"))
         entries = read_all(reading, stream, sink)
     assert [int(entry["line"]) for entry in entries] == list(range(3000))
+
+
+# -------------------------------------------------------------------------------------- failing streams
+
+
+def test_a_full_disk_costs_counted_lines_and_not_the_log(tmp_path: Path) -> None:
+    """A write that fails for a while loses what it held; the next go on, on lines of their own, and say how many."""
+    path = tmp_path / "log"
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with path.open("w", encoding="utf-8") as stream, Sink(stream, "json") as sink:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the file may not grow any more: EFBIG
+            for i in range(40):
+                sink(log(f"{i:04}"))
+            assert sink.flush()
+            sink(log("9999"))
+            assert sink.flush()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        sink(READY)
+    kept, dropped, torn = 0, [], 0
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            torn += 1
+            continue
+        kept += entry["event"] == "child.log"
+        dropped += [(entry["lines"], entry["bytes"])] if entry["event"] == "log.dropped" else []
+    assert entry["event"] == "child.ready"
+    assert 0 < kept < 10 and torn == 1
+    assert dropped == [(41 - kept, 4 * (41 - kept))]
+
+
+class Fails(io.StringIO):
+    """A stream whose first writes fail."""
+
+    failures: ClassVar[list[Exception]] = []
+
+    def write(self, text: str) -> int:
+        if self.failures:
+            raise self.failures.pop()
+        return super().write(text)
+
+
+def test_an_error_that_may_pass_is_not_the_end_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a reader that has gone and a closed stream are final."""
+    for error, final in (
+        (OSError(errno.ENOSPC, ""), False),
+        (OSError(errno.EIO, ""), False),
+        (ValueError("not of the stream"), False),
+        (OSError(errno.EPIPE, ""), True),
+        (OSError(errno.EBADF, ""), True),
+    ):
+        monkeypatch.setattr(Fails, "failures", [error])
+        stream = Fails()
+        with Sink(stream, "console") as sink:
+            sink.say("lost")
+            assert sink.flush()
+            sink.say("kept")
+        assert stream.getvalue() == ("" if final else "kept\n")
 
 
 # --------------------------------------------------------------------------------------- gone streams

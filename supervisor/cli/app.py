@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
 from supervisor.cli import session
+from supervisor.cli.ending import settle, speaks
 from supervisor.cli.options import override, shared_options, variables
 from supervisor.cli.spec import load
 from supervisor.cli.verify import verify
 from supervisor.contract import Hooks
-from supervisor.errors import SupervisorError
 from supervisor.profile import Profile
 from supervisor.redact import Redactor
-
-
-def _speaks(command: Callable[..., int]) -> Callable[..., None]:
-    """Turns a SupervisorError into one paragraph on stderr and its exit code."""
-
-    @wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        try:
-            status = command(*args, **kwargs)
-        except SupervisorError as error:
-            click.echo(f"supervise: {type(error).__name__}: {error}", err=True)
-            status = error.cli_status
-        sys.exit(status)
-
-    return wrapper
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,12 +26,13 @@ def main() -> None:
     Exit codes: 0 stopped on request; 1 crashed after READY and the budget is spent; 2 bad arguments or profile; 3 never
     became ready; 4 a warmup or verification step failed.
     """
+    settle()
 
 
 @main.command("run")
 @click.argument("spec")
 @shared_options
-@_speaks
+@speaks
 def run_command(spec: str, **given: Any) -> int:
     """Supervise the profile SPEC: module:attribute, path/file.py:attribute, or `local` (Gemma 3 270M on llama.cpp)."""
     profile, hooks = override(*load(spec), given)
@@ -59,7 +42,7 @@ def run_command(spec: str, **given: Any) -> int:
 @main.command("exec")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @shared_options
-@_speaks
+@speaks
 def exec_command(command: tuple[str, ...], **given: Any) -> int:
     """Supervise any HTTP server: supervise exec [OPTIONS] -- COMMAND...  ({port} and {host} are substituted)."""
     plain = Profile(
@@ -75,7 +58,7 @@ def exec_command(command: tuple[str, ...], **given: Any) -> int:
 @main.command("argv")
 @click.argument("spec")
 @shared_options
-@_speaks
+@speaks
 def argv_command(spec: str, **given: Any) -> int:
     """Print the command that SPEC would run, with secrets masked."""
     profile, _ = override(*load(spec), given)

@@ -14,7 +14,7 @@ from hooks import auth, warmup
 from supervisor.contract import Hooks
 from supervisor.errors import ProfileError
 from supervisor.profile import Profile
-from supervisor.redact import Secret, is_secret_name
+from supervisor.redact import GUESSED_MIN_CHARS, Secret, is_secret_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -113,6 +113,8 @@ def _key(variable: str | None) -> Secret | None:
 def variables(pairs: Sequence[str]) -> dict[str, str | Secret]:
     """`KEY=VALUE` texts as a mapping; what a name calls a key, token, secret or password becomes a `Secret`.
 
+    A value of fewer than 8 characters does not: it is a switch (`USE_TOKEN=1`), and masking it would riddle the log.
+
     Raises:
         ProfileError: a text has no `=`.
     """
@@ -121,5 +123,6 @@ def variables(pairs: Sequence[str]) -> dict[str, str | Secret]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise ProfileError(field="--env", value=name, allowed="KEY=VALUE")
-        found[name] = Secret(value, name=name) if is_secret_name(name) and value.strip() else value
+        secret = is_secret_name(name) and len(value.strip()) >= GUESSED_MIN_CHARS
+        found[name] = Secret(value, name=name) if secret else value
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -9,9 +10,9 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from typing import Final
 
 import anyio
-from anyio.abc import TaskStatus
 
 from supervisor import events
 from supervisor.cli.notify import Notifier
@@ -20,50 +21,94 @@ from supervisor.errors import SupervisorError
 from supervisor.events import Event
 from supervisor.lifecycle import supervise
 from supervisor.profile import Profile
-from supervisor.sink import LogFormat, Sink
+from supervisor.sink import LogFormat, Sink, clean
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def run(profile: Profile, hooks: Hooks, *, log_format: LogFormat, key_variable: str | None) -> int:
     """Supervises until a signal or a failure; returns the exit code."""
     began = time.monotonic()
     notifier = Notifier()
+    signals = _Signals()
     with Sink(sys.stderr, log_format) as sink:
         observers: list[Observer] = [*hooks.observers, sink, notifier]
         if log_format == "console":
             observers.append(Summary(profile, sink, key_variable))
         try:
-            error = anyio.run(_serve, profile, replace(hooks, observers=tuple(observers)), notifier, sink)
+            error = anyio.run(_serve, profile, replace(hooks, observers=tuple(observers)), notifier, sink, signals)
         finally:
+            signals.close()
             notifier.close()
         status = 0 if error is None else error.cli_status
         sink.say(_last_words(profile, error, status, log_format, time.monotonic() - began))
     return status
 
 
-async def _serve(profile: Profile, hooks: Hooks, notifier: Notifier, sink: Sink) -> SupervisorError | None:
+class _Signals:
+    """Requests to stop, as bytes of a pipe; what is ignored already (`nohup`) stays ignored.
+
+    Not anyio's receiver: that restores the defaults when it closes, and a signal between then and the exit would change
+    the exit code of a supervision that has ended.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        for end in (self._reader, self._writer):
+            os.set_blocking(end, False)
+        self._heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self.ended = False
+        for number in self._heard:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _: object) -> None:
+        with contextlib.suppress(BlockingIOError):  # thousands wait there already
+            os.write(self._writer, bytes([number]))
+
+    async def next(self) -> int:
+        """Waits for a signal; returns its number."""
+        while True:
+            await anyio.wait_readable(self._reader)
+            with contextlib.suppress(BlockingIOError):
+                return os.read(self._reader, 1)[0]
+
+    def end(self) -> None:
+        """The end has come, with its exit code: until the process exits, no signal changes that any more."""
+        self.ended = True
+        for number in self._heard:
+            signal.signal(number, signal.SIG_IGN)
+
+    def close(self) -> None:
+        """Ends the listening and closes the pipe."""
+        self.end()
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+async def _serve(
+    profile: Profile, hooks: Hooks, notifier: Notifier, sink: Sink, signals: _Signals
+) -> SupervisorError | None:
     error: SupervisorError | None = None
     async with anyio.create_task_group() as tasks:
 
-        async def listen(*, task_status: TaskStatus[None]) -> None:
-            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
-                task_status.started()
-                asked = False
-                async for number in received:
-                    if asked:
-                        # The guardian kills the child's group as soon as we are gone.
-                        sink.flush(0.2)
-                        os._exit(128 + number)
-                    asked = True
-                    supervision.cancel()
+        async def listen() -> None:
+            await signals.next()
+            supervision.cancel()
+            number = await signals.next()
+            if not signals.ended:
+                # The guardian kills the child's group as soon as we are gone.
+                sink.flush(0.2)
+                os._exit(128 + number)
 
         supervision = anyio.CancelScope()
-        await tasks.start(listen)
+        tasks.start_soon(listen)
         tasks.start_soon(notifier.ping)
         with supervision:
             try:
                 await supervise(profile, hooks)
             except SupervisorError as failure:
                 error = failure
+        signals.end()
         tasks.cancel_scope.cancel()
     return error
 
@@ -115,7 +160,7 @@ def _last_words(
     if error is None:
         detail = f"{profile.name} stopped as asked, after {took_s:.1f} s."
     else:
-        detail = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+        detail = clean("\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
     if log_format == "console":
         return f"supervise: {detail}"
     entry = {

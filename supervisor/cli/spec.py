@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -34,7 +35,7 @@ def load(spec: str) -> tuple[Profile, Hooks]:
         module = _from_file(Path(where)) if where.endswith(".py") else _from_name(where)
     except ProfileError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ProfileError(field="SPEC", value=spec, allowed=f"importable ({type(error).__name__}: {error})") from error
     try:
         found = getattr(module, attribute)
@@ -60,16 +61,21 @@ def _shape(found: object, spec: str) -> tuple[Profile, Hooks]:
             found = build()
         except SupervisorError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ProfileError(
                 field="SPEC", value=spec, allowed=f"callable ({type(error).__name__}: {error})"
             ) from error
+        if inspect.iscoroutine(found):
+            found.close()
+            raise ProfileError(field="SPEC", value=spec, allowed=f"{_SHAPES}; a plain `def`, because nobody awaits it")
     raise ProfileError(field="SPEC", value=spec, allowed=f"{_SHAPES}; it is {type(found).__name__}")
 
 
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ProfileError(field="SPEC", value=str(path), allowed="a Python file that exists")
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.insert(0, folder)  # for the modules beside it, as `python path/file.py` has it
     name = f"warmboot_spec_{path.stem}"  # of its own: a file called hooks.py must not take the place of a package
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader

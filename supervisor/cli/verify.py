@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 
-from supervisor.errors import SupervisorError
+from supervisor.cli.ending import speaks
 from supervisor.redact import Secret
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ _WIDTH: Final = 140  # of a log, which no terminal limits
 @click.option("--idle-then-wake", type=float, metavar="SECONDS", help="Idle so long, then time the wake.")
 @click.option("--wake-limit-s", type=float, help="Fail when the wake's first token takes longer.")
 @click.option("--json", "out", type=click.File("w", encoding="utf-8", lazy=False), help="Also write JSON; - is stdout.")
-def verify(out: TextIO | None, **given: Any) -> None:
+@speaks
+def verify(out: TextIO | None, **given: Any) -> int:
     """Check that the endpoint at URL is closed to strangers and that every path of it works.
 
     Checks: auth, model, text, thinking, image, tools, responses, stream, metrics, concurrency, wake. While a container
@@ -40,15 +41,11 @@ def verify(out: TextIO | None, **given: Any) -> None:
 
     Exit codes: 0 all good; 2 bad arguments; 3 the endpoint never answered; 4 a check failed.
     """
-    try:
-        report = _run(given)
-    except SupervisorError as error:
-        click.echo(f"supervise: {type(error).__name__}: {error}", err=True)
-        sys.exit(error.cli_status)
+    report = _run(given)
     if out:
         out.write(report.to_json() + "\n")
     _print(report, to_stderr=out is not None and out.name == "<stdout>")
-    sys.exit(0 if report.ok else 4 if report.answered else 3)
+    return 0 if report.ok else 4 if report.answered else 3
 
 
 def _run(given: dict[str, Any]) -> Report:

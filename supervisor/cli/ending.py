@@ -1,0 +1,55 @@
+"""How a command ends: its exit code, and one paragraph on stderr when that is not 0."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from supervisor.errors import SupervisorError
+from supervisor.sink import clean
+
+
+def speaks(command: Callable[..., int]) -> Callable[..., None]:
+    """Turns a SupervisorError into one paragraph and its exit code; any other error, after its traceback, into 1."""
+
+    @wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            status = command(*args, **kwargs)
+        except SupervisorError as error:
+            click.echo(clean(f"supervise: {type(error).__name__}: {error}"), err=True)
+            status = error.cli_status
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise  # click has its own words for these
+        except Exception as error:  # noqa: BLE001  whatever it is, it ends in words and in an exit code
+            click.echo(clean(traceback.format_exc()), err=True)
+            click.echo(
+                clean(f"supervise: {_told(error)}. This is a defect of supervise or of the profile's code."), err=True
+            )
+            status = 1
+        sys.exit(status)
+
+    return wrapper
+
+
+def _told(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
+
+
+def settle() -> None:
+    """Makes the process fit to supervise, whatever it inherited: streams that are open, ends that can be waited for."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in this order they get descriptors 0, 1, 2
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123  open until the exit
+    if threading.current_thread() is threading.main_thread():  # the only one that may
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide how children end
