@@ -11,7 +11,8 @@ import sys
 
 import modal
 
-from modal_entry.serving import BUILDS, Model, builds_volume, models_volume
+from modal_entry import serving
+from modal_entry.serving import Model, builds_volume, models_volume
 
 
 def build_llama_server(model: Model) -> None:
@@ -25,9 +26,9 @@ def build_llama_server(model: Model) -> None:
 
     builds_volume.reload()
     tag = os.environ.get("LLAMA_CPP_TAG", model.llama_cpp_tag)
-    print(build(tag, root=BUILDS, cuda_arch=architecture(model.gpu), on_commit=builds_volume.commit))
-    if current(BUILDS) is None:
-        print(promote(BUILDS, tag, on_commit=builds_volume.commit))
+    print(build(tag, root=serving.BUILDS, cuda_arch=architecture(model.gpu), on_commit=builds_volume.commit))
+    if current(serving.BUILDS) is None:
+        print(promote(serving.BUILDS, tag, on_commit=builds_volume.commit))
 
 
 def download_model(model: Model) -> None:
@@ -50,7 +51,7 @@ def verify_model(model: Model) -> None:
     models_volume.reload()
     builds_volume.reload()
     doubts = verify.verify_model(
-        model.folder, model.artifacts, build=resolve(BUILDS), repo=model.repo, revision=model.revision
+        model.folder, model.artifacts, build=resolve(serving.BUILDS), repo=model.repo, revision=model.revision
     )
     if doubts:
         raise SystemExit(doubts)
@@ -61,7 +62,7 @@ def promote(tag: str) -> None:
     from modal_entry import releases
 
     builds_volume.reload()
-    print(releases.promote(BUILDS, tag, on_commit=builds_volume.commit))
+    print(releases.promote(serving.BUILDS, tag, on_commit=builds_volume.commit))
 
 
 def rollback() -> None:
@@ -69,7 +70,7 @@ def rollback() -> None:
     from modal_entry import releases
 
     builds_volume.reload()
-    print(releases.rollback(BUILDS, on_commit=builds_volume.commit))
+    print(releases.rollback(serving.BUILDS, on_commit=builds_volume.commit))
 
 
 def url_of(app: modal.App, server: str) -> str:

@@ -18,12 +18,13 @@ import httpx
 import pytest
 from control_plane import ControlPlane
 from gguf_files import write_gguf
-from modal_programs import Container, deploy
+from modal_programs import Cli, Container, deploy, run
+from serve import running_fake
 from support import FAKE, alive
 
 from hooks.marker import Marker, sha256_of
 from modal_entry.manifest import Manifest
-from modal_entry.releases import promote
+from modal_entry.releases import promote, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRIES = ROOT / "modal_entry"
@@ -156,13 +157,25 @@ class Host:
         else:
             (folder / "model.gguf").symlink_to(model)
         Marker.of(folder, ("model.gguf",), repo="local/model", revision="main").save(folder)
-        build = home / "builds" / "b1"
-        build.mkdir(parents=True)
-        binary = build / "llama-server"
-        binary.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@" {shlex.join(faults)}\n')
+        self.command = f'#!/bin/sh\nexec {shlex.join(command)} "$@" {shlex.join(faults)}\n'
+        self.build("b1")
+        promote(home / "builds", "b1")
+        self.env = {
+            "ENTRY_PORT": str(self.port),
+            "ENTRY_MODELS": str(home / "models"),
+            "ENTRY_BUILDS": str(home / "builds"),
+            "API_KEY": KEY,
+        }
+
+    def build(self, tag: str) -> None:
+        """Puts a whole build on the volume."""
+        folder = self.home / "builds" / tag
+        folder.mkdir(parents=True)
+        binary = folder / "llama-server"
+        binary.write_text(self.command)
         binary.chmod(0o755)
         Manifest(
-            tag="b1",
+            tag=tag,
             commit=None,
             patches=(),
             compiler="none",
@@ -171,14 +184,7 @@ class Host:
             ran="not",
             files={"llama-server": sha256_of(binary)},
             built_at=datetime.now(UTC).isoformat(),
-        ).write(build)
-        promote(home / "builds", "b1")
-        self.env = {
-            "ENTRY_PORT": str(self.port),
-            "ENTRY_MODELS": str(home / "models"),
-            "ENTRY_BUILDS": str(home / "builds"),
-            "API_KEY": KEY,
-        }
+        ).write(folder)
 
     def container(self, plane: ControlPlane, **env: str) -> Container:
         return Container(plane, "Entry", self.home, env={**self.env, **env})
@@ -355,6 +361,67 @@ def test_logs_flow_while_modal_waits_for_the_restore(plane: ControlPlane, host: 
         container.ready()
         container.terminate()
         assert container.wait() == 0
+
+
+# Pipeline
+
+
+def test_verify_promote_and_rollback(plane: ControlPlane, host: Callable[..., Host], tmp_path: Path) -> None:
+    """`modal run` looks at the volumes, switches the served build and back, and fails on any doubt."""
+    here = host()
+    builds = tmp_path / "builds"
+
+    def call(name: str, *args: str) -> tuple[int | None, str]:
+        cli, containers = run(plane, f"{APP}::{name}", *args, cwd=ROOT, home=tmp_path, env=here.env)
+        return cli.returncode, "\n".join([cli.output, *(c.output for c in containers)])
+
+    code, said = call("verify_model")
+    assert code == 0, said
+    assert "everything is as it should be" in said
+
+    code, said = call("promote", "--tag", "b2")
+    assert code == 1
+    assert "b2" in said
+    here.build("b2")
+    code, said = call("promote", "--tag", "b2")
+    assert code == 0, said
+    assert resolve(builds).name == "b2"
+    code, said = call("rollback")
+    assert code == 0, said
+    assert resolve(builds).name == "b1"
+
+    (builds / "b1" / "llama-server").write_text("#!/bin/sh\nexit 1\n")
+    with (tmp_path / "models" / "gemma-3-270m" / "model.gguf").open("r+b") as weights:
+        weights.truncate(1000)
+    code, said = call("verify_model")
+    assert code == 1
+    assert "truncated" in said
+    assert "not fit to serve" in said
+
+
+def test_smoke_from_the_entry(plane: ControlPlane, tmp_path: Path) -> None:
+    """`modal run ...::smoke` checks an endpoint with the key of the local environment, and fails when a check does."""
+    for faults, status in ((), 0), (("--answer", "empty"), 4):
+        flags = ("--alias", "gemma-3-270m", "--metrics", "--parallel", "2", *faults)
+        with running_fake(*flags, server_key=KEY) as child:
+            args = ("run", f"{APP}::smoke", "--url", child.url)
+            with Cli(plane, *args, cwd=tmp_path, env={"API_KEY": KEY}) as cli:
+                assert cli.wait(60) == status, cli.output
+            assert KEY not in cli.output
+
+
+def test_a_server_without_snapshots_is_refused(tmp_path: Path) -> None:
+    """An entry that seals, deployed without memory snapshots, fails in words before anything is created."""
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(
+        APP.read_text().replace(
+            "**serving.server(MODEL)", '**(serving.server(MODEL) | {"enable_memory_snapshot": False})'
+        )
+    )
+    with ControlPlane(secrets=SECRETS) as plane:
+        cli = deploy(plane, str(wrong), cwd=ROOT)
+    assert cli.returncode == 1
+    assert "enable_memory_snapshot=True" in cli.output
 
 
 def test_importing_an_entry_is_cheap() -> None:

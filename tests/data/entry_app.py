@@ -7,7 +7,7 @@ from pathlib import Path
 
 import modal
 
-from modal_entry import serving
+from modal_entry import pipeline, serving
 
 serving.PORT = int(os.environ.get("ENTRY_PORT", "8000"))  # type: ignore[misc]
 serving.MODELS = Path(os.environ.get("ENTRY_MODELS", "/models"))  # type: ignore[misc]
@@ -35,3 +35,27 @@ class Entry(serving.Server):
     """The class of an entry, as `gemma` has it."""
 
     model = MODEL
+
+
+@app.function(**serving.inspector(MODEL))
+def verify_model() -> None:
+    """As in an entry."""
+    pipeline.verify_model(MODEL)
+
+
+@app.function(**serving.inspector(MODEL))
+def promote(tag: str) -> None:
+    """As in an entry."""
+    pipeline.promote(tag)
+
+
+@app.function(**serving.inspector(MODEL))
+def rollback() -> None:
+    """As in an entry."""
+    pipeline.rollback()
+
+
+@app.local_entrypoint()
+def smoke(url: str) -> None:
+    """As in an entry."""
+    pipeline.smoke(MODEL, url, idle_then_wake_s=0)
