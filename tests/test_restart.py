@@ -65,6 +65,14 @@ def test_one_ready_life_breaks_a_crash_loop() -> None:
         assert isinstance(one.next_delay_s(ready_s=ready_s), float)
 
 
+def test_on_resume_spares_only_a_resume() -> None:
+    """Under `on-resume` a failed life is followed by another only while a resume waits for it."""
+    one = RestartBudget(Restart(policy="on-resume", max_restarts=1, jitter=0))
+    assert "no resume is under way" in str(one.next_delay_s(ready_s=SERVED_S))
+    assert one.next_delay_s(ready_s=SERVED_S, resuming=True) == 0.5
+    assert "budget of 1" in str(one.next_delay_s(ready_s=SERVED_S, resuming=True))
+
+
 def test_never_means_never() -> None:
     """The default policy restarts nothing."""
     assert RestartBudget(Restart()).next_delay_s(ready_s=1e6) == "the restart policy is 'never'"
@@ -74,13 +82,12 @@ def test_never_means_never() -> None:
     seed=st.integers(),
     jitter=st.floats(0, 1),
     backoff_s=st.floats(0.001, 100),
-    backoff_max_s=st.floats(0.001, 1000),
+    more_s=st.floats(0, 1000),
     lives=st.integers(1, 80),
 )
-def test_jitter_stays_within_its_part(
-    seed: int, jitter: float, backoff_s: float, backoff_max_s: float, lives: int
-) -> None:
+def test_jitter_stays_within_its_part(seed: int, jitter: float, backoff_s: float, more_s: float, lives: int) -> None:
     """A delay differs from its plain value by at most the jitter's part, and is never longer than the longest."""
+    backoff_max_s = backoff_s + more_s
     policy = Restart(
         policy="on-failure", backoff_s=backoff_s, backoff_max_s=backoff_max_s, jitter=jitter, max_restarts=1000
     )
