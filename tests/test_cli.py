@@ -89,7 +89,7 @@ def test_json_fields_and_a_clean_stop() -> None:
         (("--die-while-loading",), ("--start-timeout-s", "3000"), 3, "exited with code 1 during loading"),
         (("--never-ready",), ("--start-timeout-s", "0.4"), 3, "not ready after"),
         (("--answer", "empty"), ("--warmup", "text"), 4, '"content": ""'),
-        (("--exit-after-requests", "1"), ("--warmup", "text", "--start-timeout-s", "20"), 1, "exited with code 1"),
+        (("--die-after-s", "2"), ("--warmup", "text", "--start-timeout-s", "20"), 1, "exited with code 1"),
         ((), ("--grace-s", "-1"), 2, "grace_s"),
         ((), ("--env", "NOPE"), 2, "KEY=VALUE"),
         ((), ("--host", "nosuch.invalid"), 2, "host='nosuch.invalid'"),
