@@ -53,6 +53,7 @@ class LoadMeter:
         self._bytes_logged = bytes_logged
         self._probes_answered = probes_answered
         self._on_progress = on_progress
+        self._began = time.monotonic()
         self.total = total_bytes(weights)
         self.bytes_read = 0
 
@@ -65,7 +66,7 @@ class LoadMeter:
         if last is None:
             await anyio.sleep_forever()
             return
-        began = moved_at = time.monotonic()
+        moved_at = time.monotonic()
         reported, logged, probes = last.bytes_read, self._bytes_logged(), self._probes_answered()
         while time.monotonic() - moved_at < stall_s:
             await anyio.sleep(min(_SAMPLE_S, stall_s))
@@ -77,7 +78,13 @@ class LoadMeter:
                 logged, probes = self._bytes_logged(), self._probes_answered()
             if usage.bytes_read - reported >= _BYTES and self.total:
                 reported = usage.bytes_read
-                self._report(reported, now - began)
+                self._report(reported, now - self._began)
+
+    async def finish(self) -> None:
+        """Reports once more, at the end of the load: what was read since the last sample would go untold."""
+        usage = await self._usage() if self.total else None
+        if usage is not None and min(usage.bytes_read, self.total or 0) > self.bytes_read:
+            self._report(usage.bytes_read, time.monotonic() - self._began)
 
     async def _usage(self) -> Usage | None:
         # In a thread: among thousands of processes a look at /proc takes long.

@@ -58,6 +58,7 @@ async def until_up(child: Child, process: Process, pump: LogPump, hint: Hint, em
                 error = failure
         race.cancel_scope.cancel()
     if up:
+        await meter.finish()
         return polling
     waited_s = time.monotonic() - process.spawned_at
     if error is not None:
