@@ -27,6 +27,7 @@ lint: $(STAMP)
 # uv when it is there: it takes a fifth of the time.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("warmboot needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	@echo "installing into $(VENV), about half a minute ..."
 	@if command -v uv >/dev/null; then \
 		set -x; uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
 		uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[local,dev]'; \

@@ -81,6 +81,7 @@ def test_json_fields_and_a_clean_stop() -> None:
         assert wanted | {"event", "level", "timestamp", "elapsed_s"} <= by_name[name].keys()
     assert not alive(by_name["child.spawned"]["pid"])
     assert by_name["supervise.exit"]["exit_status"] == 0
+    assert all({"event", "level", "timestamp", "elapsed_s"} <= event.keys() for event in seen)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Final
 
 import anyio
@@ -166,6 +167,7 @@ def _last_words(
     entry = {
         "event": "supervise.exit",
         "level": "info" if error is None else "error",
+        "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "elapsed_s": round(took_s, 4),
         "exit_status": status,
         "error": None if error is None else type(error).__name__,
