@@ -35,7 +35,7 @@ def launch(child: Child) -> Launched:
         SpawnError: the command could not be started; its argv is redacted.
     """
     profile = child.profile
-    if procfs.accepts(child.host, child.port):
+    if accepts(child.host, child.port):
         owner = next(iter(procfs.owners(child.port, session=-1, host=child.host)), None)
         raise PortTaken(
             host=profile.host,
@@ -68,6 +68,15 @@ def free_port(host: str) -> int:
             allowed = f"an address of this machine or a name of one, without brackets ({error})"
             raise ProfileError(field="host", value=host, allowed=allowed) from error
         return int(probe.getsockname()[1])
+
+
+def accepts(host: str, port: int, *, timeout_s: float = 0.5) -> bool:
+    """Whether anybody accepts connections there now (a blocking connect; loopback answers in microseconds)."""
+    try:
+        with socket.create_connection((host, port), timeout=timeout_s):
+            return True
+    except (OSError, UnicodeError):  # a host name that IDNA cannot encode
+        return False
 
 
 def _fill(text: str, child: Child) -> str:

@@ -220,14 +220,6 @@ class Process:
             _dismiss(self._guardian)
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
 def _dismiss(guardian: subprocess.Popen[bytes]) -> None:
     # Killed before its pipe closes: an end of file would make it kill the group.
     guardian.kill()

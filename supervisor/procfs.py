@@ -143,15 +143,6 @@ def listening_ports(session: int, cookie: str | None = None) -> list[int]:
     return sorted({listener.port for listener in _listeners() if f"socket:[{listener.inode}]" in held})
 
 
-def accepts(host: str, port: int, *, timeout_s: float = 0.5) -> bool:
-    """Whether anybody accepts connections there now (a blocking connect; loopback answers in microseconds)."""
-    try:
-        with socket.create_connection((host, port), timeout=timeout_s):
-            return True
-    except (OSError, UnicodeError):  # a host name that IDNA cannot encode
-        return False
-
-
 def _receiving(port: int, host: str | None) -> list[_Listener]:
     """The listeners among which the kernel chooses for a connection to that address."""
     listeners = [listener for listener in _listeners() if listener.port == port]
@@ -195,6 +186,11 @@ def _plain(address: _Address) -> _Address:
 
 def _pids() -> list[int]:
     return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()] if AVAILABLE else []
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    return bool(_stat(pid))
 
 
 def _stat(pid: int) -> list[str]:

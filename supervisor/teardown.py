@@ -9,8 +9,9 @@ from typing import Final
 
 import anyio
 
+from supervisor import procfs
 from supervisor.logs import LogPump
-from supervisor.process import Process, alive
+from supervisor.process import Process
 from supervisor.profile import Stop
 
 # KILL cannot be refused, but a task in uninterruptible sleep (a GPU driver, a dead network file system) does not obey.
@@ -45,9 +46,9 @@ async def teardown(process: Process, pump: LogPump, stop: Stop, *, port: int) ->
             process.signal_all(stop.signal)
             with anyio.move_on_after(stop.grace_s):
                 await process.exited.wait()
-                while any(map(alive, servers)):  # noqa: ASYNC110  they are not our children: there is nothing to await
+                while any(map(procfs.alive, servers)):  # noqa: ASYNC110  they are not our children: there is nothing to await
                     await anyio.sleep(_LOOK_S)
-            if not process.note_exit() or any(map(alive, servers)):
+            if not process.note_exit() or any(map(procfs.alive, servers)):
                 escalated = True
                 process.signal_all(signal.SIGKILL)
                 await _within(_KILL_WAIT_S, process.exited)

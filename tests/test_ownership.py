@@ -18,7 +18,7 @@ from support import FAKE, Recorder, fake_profile
 from supervisor import Health, Hooks, Liveness, Secret, Timeouts, procfs, supervise
 from supervisor import events as ev
 from supervisor.errors import ChildUnresponsive, ProfileError, ReadinessTimeout, SupervisorError
-from supervisor.launch import free_port
+from supervisor.launch import accepts, free_port
 from supervisor.redact import Redactor
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not procfs.AVAILABLE, reason="there is no /proc here")]
@@ -142,7 +142,7 @@ def test_a_host_that_is_not_here_is_a_wrong_setting(host: str) -> None:
     with pytest.raises(ProfileError, match="address of this machine"):
         free_port(host)
     if len(host) == 70:
-        assert not procfs.accepts(host, 1)
+        assert not accepts(host, 1)
 
 
 async def test_a_server_that_works_is_not_killed() -> None:
