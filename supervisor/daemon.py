@@ -6,6 +6,7 @@ background tasks no ticks; this thread keeps pumping logs and seeing exits.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sys
@@ -25,6 +26,7 @@ from supervisor.profile import Profile
 from supervisor.supervised import Supervised
 
 _FLUSH_S: Final = 2.5
+_WORKER_S: Final = 1.0
 
 
 class Daemon:
@@ -47,6 +49,7 @@ class Daemon:
         self._ended: Future[None] = Future()
         self._stopping = False
         self._process = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Starts the server; blocks until READY.
@@ -129,6 +132,10 @@ class Daemon:
             anyio.run(self._main)
         except BaseException as error:  # noqa: BLE001  it crosses to the waiting thread, unwrapped
             failure = error
+        # anyio tells its worker threads to end and does not wait; a host that counts threads, as Modal does, sees them.
+        for worker in threading.enumerate():
+            if self._loop is not None and getattr(worker, "loop", None) is self._loop:
+                worker.join(_WORKER_S)
         if failure is None:
             self._ended.set_result(None)
         else:
@@ -141,6 +148,7 @@ class Daemon:
 
     async def _main(self) -> None:
         failure: Exception | None = None
+        self._loop = asyncio.get_running_loop()
         async with BlockingPortal() as self._portal:
             with anyio.CancelScope() as self._scope:
                 if self._stopping:
