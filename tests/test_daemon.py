@@ -158,7 +158,7 @@ def test_the_host_exits_when_nothing_more_is_tried() -> None:
         assert host.wait(20) == 23
 
 
-BLOCKED_HOST = HOST.replace("import signal, sys, threading", "import os, sys, threading").replace(
+BLOCKED_HOST = HOST.replace("import signal", "import os, signal").replace(
     "threading.Event().wait()",
     """
 os.set_blocking(1, True)
