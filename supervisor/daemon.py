@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import Final, Self
 
@@ -27,6 +27,7 @@ from supervisor.supervised import Supervised
 
 _FLUSH_S: Final = 2.5
 _WORKER_S: Final = 1.0
+_SIGNAL_S: Final = 0.25
 
 
 class Daemon:
@@ -67,6 +68,10 @@ class Daemon:
             self._thread = threading.Thread(target=self._run, name=f"supervise {self._profile.name}", daemon=True)
             self._thread.start()
         try:
+            # In slices: a signal that comes just before the wait begins interrupts nothing, and its handler would have
+            # to wait with us for READY.
+            while not self._ready.done():
+                wait((self._ready,), _SIGNAL_S)
             self._ready.result()
         except BaseException:
             self.stop()

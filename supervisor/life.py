@@ -155,7 +155,9 @@ class Life:
         run.handle.answer()  # a resume that this life was the cure for
         while True:
             await self._while_alive(self._serve)
-            if await self._while_alive(self._seal):
+            if (took_s := await self._while_alive(self._seal)) is not None:
+                emit(events.ChildSealed, took_s=took_s)
+                run.handle.answer()  # here, because from the host's next step on a death waits for the resume
                 # Without _while_alive: a child that dies while sealed is replaced at the resume, not before, because
                 # a cold start must not be what the snapshot catches.
                 await run.handle.next_request()
@@ -185,17 +187,16 @@ class Life:
         if not run.handle.pending("seal"):  # a seal that nobody asked for would switch the watchdog off for good
             raise RuntimeError("serving ended without a request, a failure or a cancellation")
 
-    async def _seal(self) -> bool:
+    async def _seal(self) -> float | None:
+        """Returns the seconds that it took; None: a Step refused."""
         began = time.monotonic()
         try:
             await self._steps("before_seal", self.run.hooks.before_seal)
         except StepFailed as refusal:
             self.run.handle.answer(refusal)
-            return False
+            return None
         self._bank_ready_time()
-        self.run.emit(events.ChildSealed, took_s=time.monotonic() - began)
-        self.run.handle.answer()
-        return True
+        return time.monotonic() - began
 
     async def _resume(self) -> None:
         began = time.monotonic()

@@ -136,10 +136,9 @@ def test_logs_flow_while_the_hosts_loop_is_parked() -> None:
 
 
 HOST = """
-import signal, sys, threading
+import sys, threading
 from supervisor import Child, Daemon, Profile, Restart
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits it ignored
 profile = Profile(name="x", command=tuple(sys.argv[1:]), restart=Restart(host_exit_code=23))
 daemon = Daemon(profile)
 daemon.start()
@@ -158,7 +157,7 @@ def test_the_host_exits_when_nothing_more_is_tried() -> None:
         assert host.wait(20) == 23
 
 
-BLOCKED_HOST = HOST.replace("import signal", "import os, signal").replace(
+BLOCKED_HOST = HOST.replace("import sys", "import os, sys").replace(
     "threading.Event().wait()",
     """
 os.set_blocking(1, True)
