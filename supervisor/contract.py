@@ -46,6 +46,17 @@ class Child:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The command of this life, not redacted; `{port}` stands where no port is chosen yet."""
+        return tuple(map(self.fill, self.profile.command))
+
+    def fill(self, text: str) -> str:
+        """Substitutes `{host}` and `{port}`."""
+        # Not str.format: arguments hold JSON with braces of its own.
+        text = text.replace("{host}", self.profile.host)
+        return text.replace("{port}", str(self.port)) if self.port else text
+
     def client(self, *, timeout_s: float | None = None, with_key: bool = True) -> httpx.AsyncClient:
         """A fresh client for the server; close it (`async with`) before the Step returns: a seal allows no open socket.
 

@@ -44,7 +44,7 @@ def launch(child: Child) -> Launched:
             command=owner.command(child.redact) if owner else None,
             waited_s=0.0,
         )
-    argv = tuple(_fill(arg, child) for arg in profile.command)
+    argv = child.argv
     cookie = secrets.token_hex(8)
     try:
         process = Process.start(argv, env=_environment(child, cookie), cwd=profile.cwd)
@@ -79,11 +79,6 @@ def accepts(host: str, port: int, *, timeout_s: float = 0.5) -> bool:
         return False
 
 
-def _fill(text: str, child: Child) -> str:
-    # Not str.format: arguments hold JSON with braces of its own.
-    return text.replace("{host}", child.profile.host).replace("{port}", str(child.port))
-
-
 def _environment(child: Child, cookie: str) -> dict[str, str]:
     profile = child.profile
     inherited = {
@@ -91,9 +86,7 @@ def _environment(child: Child, cookie: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in _NEVER_INHERITED and any(fnmatch.fnmatchcase(name, pattern) for pattern in profile.inherit_env)
     }
-    own = {
-        name: _fill(value, child) if isinstance(value, str) else value.reveal() for name, value in profile.env.items()
-    }
+    own = {name: child.fill(value) if isinstance(value, str) else value.reveal() for name, value in profile.env.items()}
     key = {profile.api_key_env: profile.api_key.reveal()} if profile.api_key and profile.api_key_env else {}
     # First in order, because environments are searched up to a bound only; last in rank.
     mark = {procfs.COOKIE: cookie}

@@ -13,22 +13,21 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
+from supervisor.procfiles import argv, links
+from supervisor.proctcp import LISTEN, TcpSocket, plain, sockets
 from supervisor.redact import Redactor
 
 COOKIE: Final = "WARMBOOT_LIFE"
 AVAILABLE: Final = sys.platform == "linux" and Path("/proc/self/stat").exists()
 
-_LISTEN: Final = "0A"  # TCP_LISTEN in include/net/tcp_states.h, as /proc/net/tcp prints it
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _RESCAN_S: Final = 2.0  # a look at all of /proc takes 70 ms among 1600 processes
 _MAX_BYTES: Final = 1 << 20  # of an environment; `launch` puts the cookie first
 _SHOWN: Final = 120  # characters of a command line
 # Fields of /proc/<pid>/stat after the command name, proc_pid_stat(5).
 _STATE, _SESSION, _CPU, _STARTED = 0, 3, slice(11, 15), 19
-
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +50,6 @@ class Owner:
     def command(self, redact: Redactor) -> str | None:
         """Its command line for an error: masked first and cut then, because half a secret would not be recognised."""
         return None if self.pid is None else " ".join(redact.argv(self.argv))[:_SHOWN] or "?"
-
-
-class _Listener(NamedTuple):
-    address: _Address
-    port: int
-    uid: int
-    inode: str
 
 
 class Session:
@@ -132,7 +124,7 @@ def _owners(port: int, session: int, cookie: str | None, host: str | None) -> li
             if pid in mine:
                 hidden |= _uids(pid)
         elif not (receiving if pid in mine else unseen).keys().isdisjoint(held):
-            found.append(Owner(pid=pid, argv=_argv(pid), mine=pid in mine))
+            found.append(Owner(pid=pid, argv=argv(pid), mine=pid in mine))
             unseen = {name: uid for name, uid in unseen.items() if name not in held}
     return found + [Owner(pid=None, argv=(), mine=uid in hidden) for uid in unseen.values()]
 
@@ -143,7 +135,7 @@ def listening_ports(session: int, cookie: str | None = None) -> list[int]:
     return sorted({listener.port for listener in _listeners() if f"socket:[{listener.inode}]" in held})
 
 
-def _receiving(port: int, host: str | None) -> list[_Listener]:
+def _receiving(port: int, host: str | None) -> list[TcpSocket]:
     """The listeners among which the kernel chooses for a connection to that address."""
     listeners = [listener for listener in _listeners() if listener.port == port]
     if host is None:
@@ -152,8 +144,8 @@ def _receiving(port: int, host: str | None) -> list[_Listener]:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM) if AVAILABLE else []
     except (OSError, UnicodeError):
         return []
-    found: set[_Listener] = set()
-    for address in {_plain(ipaddress.ip_address(str(info[4][0]).partition("%")[0])) for info in infos}:
+    found: set[TcpSocket] = set()
+    for address in {plain(ipaddress.ip_address(str(info[4][0]).partition("%")[0])) for info in infos}:
         # The order of __inet_lookup_listener: the address itself, the wildcard of its family, the dual-stack wildcard.
         # A less exact one that is there as well gets nothing.
         same = [listener for listener in listeners if listener.address == address]
@@ -162,26 +154,9 @@ def _receiving(port: int, host: str | None) -> list[_Listener]:
     return list(found)
 
 
-def _listeners() -> list[_Listener]:
-    found = []
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            rows = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for row in rows:
-            fields = row.split()
-            if fields[3] == _LISTEN and fields[9] != "0":  # no inode: some sandboxes' /proc does not tell
-                digits, _, port = fields[1].rpartition(":")
-                # Words of 32 bits, each printed as a number of this machine's byte order.
-                words = [int(digits[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(digits), 8)]
-                address = _plain(ipaddress.ip_address(b"".join(words)))
-                found.append(_Listener(address, int(port, 16), int(fields[7]), fields[9]))
-    return found
-
-
-def _plain(address: _Address) -> _Address:
-    return getattr(address, "ipv4_mapped", None) or address
+def _listeners() -> list[TcpSocket]:
+    # No inode: some sandboxes' /proc does not tell.
+    return [listener for listener in sockets(LISTEN) if listener.inode != "0"]
 
 
 def _pids() -> list[int]:
@@ -215,18 +190,8 @@ def _carries(pid: int, mark: bytes) -> bool:
 
 def _descriptors(pid: int) -> list[str] | None:
     """What a process holds open; None when we may not look."""
-    names = []
-    try:
-        for fd in os.listdir(f"/proc/{pid}/fd"):
-            try:
-                names.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
-            except FileNotFoundError:  # closed since it was listed
-                continue
-    except PermissionError:
-        return None
-    except OSError:
-        pass  # gone by now
-    return names
+    held = links(pid)
+    return None if held is None else list(held.values())
 
 
 def _uids(pid: int) -> set[int]:
@@ -235,11 +200,3 @@ def _uids(pid: int) -> set[int]:
     except OSError:
         return set()
     return {int(uid) for line in lines if line.startswith("Uid:") for uid in line.split()[1:]}
-
-
-def _argv(pid: int) -> tuple[str, ...]:
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().removesuffix(b"\0").split(b"\0")
-    except OSError:
-        return ()
-    return tuple(word.decode(errors="replace") for word in words)

@@ -31,9 +31,18 @@ Dying and hanging
 Answers
   --answer KIND                 empty, whitespace, degenerate, null, error, invalid-json, cut, no-choices or html;
                                 --answer-after N: only after N good answers
+  --answer-drift-file FILE      completions say something else while FILE exists, unless it was there at the start;
+                                --logprob-drift X: they say the same, with log-probabilities lower by X
+  --random-answers              no two completions are the same
+  --no-logprobs, --reject-logprobs         leave log-probabilities out, or refuse requests for them with a 400
   --slow-first-byte S           every completion waits S seconds
   --open, --reject-key          do not ask for the key that was given, or refuse every key
   --serve-model-id NAME         the model id to claim, whatever --alias says
+  --gate FILE                   every completion waits until FILE exists
+Holding what no snapshot can carry, from the start until FILE of --let-go FILE exists
+  --map FILE                    map it (repeatable)                --hold-open FILE  open it (repeatable)
+  --unlink-open                 delete what --hold-open names, once it is open
+  --io-uring                    set up an io_uring
 Output
   --flood-lines-per-s R         80-byte lines (0: as fast as possible); --flood-bytes-total N: then "FLOOD DONE"
   --no-newline-mb M             M MiB in one line, then "NO NEWLINE DONE"
@@ -44,7 +53,7 @@ Output
 """
 
 # Importing pathlib would nearly double the start-up time.
-# ruff: noqa: PTH105, PTH110, PTH113, PTH123
+# ruff: noqa: PTH105, PTH108, PTH110, PTH113, PTH123
 
 from __future__ import annotations
 
@@ -151,7 +160,18 @@ class Options(LlamaOptions):
     grandchild_pid_file: str = ""
     answer: str = ""
     answer_after: int = 0
+    answer_drift_file: str = ""
+    logprob_drift: float = 0.0
+    random_answers: bool = False
+    no_logprobs: bool = False
+    reject_logprobs: bool = False
     slow_first_byte: float = 0.0
+    gate: str = ""
+    map: list[str]
+    hold_open: list[str]
+    unlink_open: bool = False
+    io_uring: bool = False
+    let_go: str = ""
     open: bool = False
     reject_key: bool = False
     serve_model_id: str = ""
@@ -167,6 +187,7 @@ class Options(LlamaOptions):
 
     def __init__(self) -> None:
         self.api_key = [key for key in os.environ.get("LLAMA_API_KEY", "").split(",") if key]
+        self.map, self.hold_open = [], []
         self.help_omit = [flag for flag in os.environ.get("FAKE_HELP_OMIT", "").split(",") if flag]
 
 
@@ -263,6 +284,11 @@ def write_all(fd: int, data: bytes) -> None:
 def wait_forever() -> NoReturn:
     while True:
         threading.Event().wait()
+
+
+def wait_for_file(path: str) -> None:
+    while path and not os.path.exists(path):
+        time.sleep(0.005)
 
 
 class Output:
@@ -449,9 +475,15 @@ def compose(request: Json) -> Json:
     return message
 
 
-def logprobs_of(message: Json) -> Json:
-    tokens = (message["content"] or "").split()
-    return {"content": [{"token": t, "logprob": -0.01, "bytes": list(t.encode()), "top_logprobs": []} for t in tokens]}
+def logprobs_of(message: Json, top: int, drift: float) -> Json:
+    """Log-probabilities in llama.cpp's shape, one word a token; the first runner-up is always the same."""
+    rows = []
+    for i, word in enumerate((message["content"] or "").split()):
+        token = f" {word}" if i else word
+        row = {"id": 100 + i, "token": token, "bytes": list(token.encode()), "logprob": -0.01 * (i + 1) - drift}
+        other = {"id": 7, "token": " the", "bytes": list(b" the"), "logprob": -5.0}
+        rows.append({**row, "top_logprobs": [row, other][:top]})
+    return {"content": rows}
 
 
 def deltas(message: Json) -> list[Json]:
@@ -468,6 +500,8 @@ def deltas(message: Json) -> list[Json]:
 
 class Completion:
     """One answer to /v1/chat/completions or /v1/completions, in whatever form was asked or planned."""
+
+    logprob_drift = 0.0
 
     def __init__(self, request: Json, chat: bool, message: Json, head: Json, odd: str) -> None:
         self.request, self.chat, self.message, self.head, self.odd = request, chat, message, head, odd
@@ -493,7 +527,7 @@ class Completion:
     def choice(self, key: str, value: Json, finish: str | None) -> Json:
         content: Json = {key: value} if self.chat else {"text": value.get("content", "")}
         if self.request.get("logprobs") and value.get("content"):
-            content["logprobs"] = logprobs_of(value)
+            content["logprobs"] = logprobs_of(value, self.request.get("top_logprobs", 20), self.logprob_drift)
         return {"index": 0, **content, "finish_reason": finish}
 
     def whole(self) -> Json:
@@ -551,6 +585,7 @@ class Server:
         self.slots = options.parallel if options.parallel > 0 else 4
         self.ready_at: float | None = None
         self.url = ""
+        self.drift_file = "" if os.path.exists(options.answer_drift_file) else options.answer_drift_file
         self.lock = threading.Lock()
         self.routes: dict[tuple[str, str], Callable[[Request], Reply]] = {
             ("GET", "/props"): self.props,
@@ -750,6 +785,10 @@ class Server:
             form = form_of(request.path, asked)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             return error_reply(400, "invalid_request_error", f"bad request: {error}")
+        if o.reject_logprobs and asked.get("logprobs"):
+            return error_reply(400, "invalid_request_error", "logprobs is not supported")
+        if o.no_logprobs:
+            asked.pop("logprobs", None)
         with self.lock:
             self.tickets += 1
             self.processing += 1
@@ -757,9 +796,16 @@ class Server:
         if o.hang_completions_after is not None and ticket > o.hang_completions_after:
             wait_forever()
         time.sleep(o.slow_first_byte)
+        wait_for_file(o.gate)
         head = {"id": f"chatcmpl-{ticket}", "created": 0, "model": asked.get("model") or self.model_id}
         odd = o.answer if ticket > o.answer_after else ""
+        drifts = bool(self.drift_file) and os.path.exists(self.drift_file)
+        if o.random_answers:
+            message["content"] = f"Answer number {ticket}."
+        elif drifts and not o.logprob_drift:
+            message["content"] = "Well, something else."
         completion = form(asked, "/chat/" in request.path, message, head, odd)
+        completion.logprob_drift = o.logprob_drift if drifts else 0.0
         with self.lock:
             self.processing -= 1
             self.prompt_tokens += completion.usage["prompt_tokens"]
@@ -779,6 +825,41 @@ def fork_grandchild(pid_file: str) -> None:
         with open(pid_file + ".new", "w") as file:
             file.write(f"{pid}\n")
         os.replace(pid_file + ".new", pid_file)  # whoever waits for the file never sees it empty
+
+
+def hold(options: Options) -> list[Any]:
+    """Take what no snapshot can carry: it is held as long as the answer is, or until a thread lets go of it."""
+    held: list[Any] = []
+    for name in options.map:
+        import mmap  # here, because almost no start needs it
+
+        with open(name, "rb") as file, open(os.devnull, "rb") as null:
+            # Python keeps a descriptor for each mapping, under the lowest free number; an engine has the mapping alone.
+            own = os.dup(file.fileno())
+            os.close(own)
+            held.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            os.dup2(null.fileno(), own)
+    for name in options.hold_open:
+        held.append(open(name, "rb"))  # noqa: SIM115
+        if options.unlink_open:
+            os.unlink(name)
+    if options.io_uring:
+        import ctypes
+
+        # io_uring_setup(2), which has no wrapper in libc: the number is the same on all machines.
+        ring = ctypes.CDLL(None, use_errno=True).syscall(425, 4, ctypes.create_string_buffer(256))
+        if ring < 0:
+            refuse(f"error: io_uring_setup: {os.strerror(ctypes.get_errno())}")
+        held.append(os.fdopen(ring, "rb"))
+
+    def let_go() -> None:
+        wait_for_file(options.let_go)
+        for thing in held:
+            thing.close()
+
+    if held and options.let_go:
+        threading.Thread(target=let_go, daemon=True).start()
+    return held
 
 
 def run(options: Options, out: Output) -> None:
@@ -802,6 +883,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if options.grandchild:
         fork_grandchild(options.grandchild_pid_file)
+    _held = hold(options)
     threading.Thread(target=run, args=(options, out), daemon=True).start()
     got = signal.sigwait(STOP_SIGNALS)
     while got == signal.SIGTERM and options.ignore_sigterm:

@@ -1,0 +1,85 @@
+"""What the snapshot contract finds, and the errors that say so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+__all__ = ["CHECKS", "ContractBroken", "ContractUnseen", "Finding", "Severity"]
+
+Severity = Literal["error", "warning"]
+
+CHECKS: Final = (
+    "weights-mapped",
+    "stale-file",
+    "connection",
+    "io-uring",
+    "in-flight",
+    "remounted",
+    "command",
+    "environment",
+    "stray-secret",
+)
+"""The names of all checks, as `SnapshotContract.waive` takes them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that a snapshot cannot carry.
+
+    Attributes:
+        check: one of CHECKS.
+        severity: an `error` refuses the seal.
+        pid: of the process that holds it; for `in-flight`, of the server.
+        what: what is wrong, in a few words.
+        where: the file that shows it, such as `/proc/123/maps line 17`, or the route that told it.
+        line: what stands there; empty when it would show a secret.
+        fix: what to do.
+    """
+
+    check: str
+    severity: Severity = "error"
+    pid: int
+    what: str
+    where: str
+    line: str = ""
+    fix: str
+
+    def __str__(self) -> str:
+        seen = f"{self.where}: {' '.join(self.line.split())}" if self.line else self.where
+        mild = "warning, " if self.severity == "warning" else ""
+        return f"{mild}{self.check}: pid {self.pid} {self.what} ({seen}); {self.fix}"
+
+
+@dataclass(eq=False)
+class ContractBroken(Exception):
+    """The process tree holds what a snapshot cannot carry.
+
+    Attributes:
+        findings: all of them, warnings included.
+    """
+
+    findings: tuple[Finding, ...]
+
+    def __post_init__(self) -> None:
+        super().__init__(self.findings)  # pickle rebuilds an exception from its args
+
+    def __str__(self) -> str:
+        return "\n    ".join(["the snapshot contract is broken:", *map(str, self.findings)])
+
+
+@dataclass(eq=False)
+class ContractUnseen(Exception):
+    """The process tree cannot be looked at, so nothing can be said of it.
+
+    Attributes:
+        reason: why not, and what to do.
+    """
+
+    reason: str
+
+    def __post_init__(self) -> None:
+        super().__init__(self.reason)
+
+    def __str__(self) -> str:
+        return f"the snapshot contract cannot be checked: {self.reason}"
