@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import json
 import os
-import struct
-import zlib
-from binascii import b2a_base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from hooks import picture
 from hooks.answer import Answer, ask
 from hooks.rawjson import CHAT, RawJson
 from supervisor.errors import ProfileError
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 
     from supervisor.contract import Child, Step
 
-__all__ = ["Image", "Ping", "Text", "Thinking", "Tools", "parse"]
+__all__ = ["Image", "Ping", "Text", "Thinking", "Tools", "chat", "parse"]
 
 _FUNCTION: Final = "get_weather"
 _TOOL: Final = {
@@ -63,7 +61,7 @@ class Text:
 
     async def __call__(self, child: Child) -> None:
         """Ask once and verify."""
-        (await _chat(child, self.prompt, self.max_tokens, self.deadline_s)).content()
+        (await chat(child, self.prompt, self.max_tokens, self.deadline_s)).content()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +87,7 @@ class Ping:
 
     async def __call__(self, child: Child) -> None:
         """Ask once and verify."""
-        (await _chat(child, self.prompt, self.max_tokens, self.deadline_s)).message()
+        (await chat(child, self.prompt, self.max_tokens, self.deadline_s)).message()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +113,7 @@ class Thinking:
 
     async def __call__(self, child: Child) -> None:
         """Ask once and verify."""
-        answer = await _chat(child, self.prompt, self.max_tokens, self.deadline_s, thinking=True)
+        answer = await chat(child, self.prompt, self.max_tokens, self.deadline_s, thinking=True)
         message = answer.message()
         thoughts = message.get("reasoning_content") or message.get("reasoning")  # newer vLLM: `reasoning`
         answer.text({"content": message.get("content"), "reasoning_content": thoughts})
@@ -145,12 +143,8 @@ class Image:
 
     async def __call__(self, child: Child) -> None:
         """Ask once and verify."""
-        url = "data:image/png;base64," + b2a_base64(_red_png(self.side_px), newline=False).decode()
-        content: list[dict[str, Any]] = [
-            {"type": "text", "text": self.prompt},
-            {"type": "image_url", "image_url": {"url": url}},
-        ]
-        (await _chat(child, content, self.max_tokens, self.deadline_s)).content()
+        content = picture.content(self.prompt, picture.red_square(self.side_px))
+        (await chat(child, content, self.max_tokens, self.deadline_s)).content()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +168,7 @@ class Tools:
     async def __call__(self, child: Child) -> None:
         """Ask once and verify."""
         more: dict[str, Any] = {"tools": [_TOOL], "tool_choice": "required"}
-        answer = await _chat(child, self.prompt, self.max_tokens, self.deadline_s, **more)
+        answer = await chat(child, self.prompt, self.max_tokens, self.deadline_s, **more)
         calls = answer.message().get("tool_calls")
         if not isinstance(calls, list) or not calls:
             raise answer.bad(f"the message has no tool_calls, though one was required{answer.hint()}")
@@ -197,7 +191,7 @@ def parse(name_or_path: str) -> Step:
     raise ProfileError(field="warmup", value=name_or_path, allowed=allowed)
 
 
-async def _chat(
+async def chat(
     child: Child,
     content: str | list[dict[str, Any]],
     max_tokens: int,
@@ -206,6 +200,19 @@ async def _chat(
     thinking: bool = False,
     **more: Any,
 ) -> Answer:
+    """One user message to `/v1/chat/completions`, greedy.
+
+    Args:
+        child: whom to ask.
+        content: the words, or parts as `hooks.picture.content` makes them.
+        max_tokens: to generate at most.
+        deadline_s: of each network operation; None: the profile's `timeouts.step_s`.
+        thinking: whether the chat template may turn thinking on.
+        more: fields of the request in addition.
+
+    Raises:
+        BadAnswer: see `hooks.answer.ask`.
+    """
     body = {
         "model": child.profile.health.model_id or "default",
         "messages": [{"role": "user", "content": content}],
@@ -236,14 +243,3 @@ def _check(step: str, prompt: str, max_tokens: int) -> None:
         raise ProfileError(field=f"{step}.prompt", value=prompt, allowed="not blank")
     if max_tokens < 1:
         raise ProfileError(field=f"{step}.max_tokens", value=max_tokens, allowed="at least 1")
-
-
-def _red_png(side: int) -> bytes:
-    """A red square as PNG, 8-bit RGB (https://www.w3.org/TR/png-3/#5DataRep)."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">2I5B", side, side, 8, 2, 0, 0, 0)
-    rows = (b"\0" + b"\xff\0\0" * side) * side
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

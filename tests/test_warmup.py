@@ -13,8 +13,9 @@ import pytest
 from serve import KEY, running_fake, running_raw
 
 from hooks.answer import BadAnswer
+from hooks.picture import red_square
 from hooks.rawjson import RawJson
-from hooks.warmup import Image, Ping, Text, Thinking, Tools, _red_png, parse
+from hooks.warmup import Image, Ping, Text, Thinking, Tools, parse
 from supervisor.contract import Step
 from supervisor.errors import ProfileError
 
@@ -179,7 +180,7 @@ async def test_requests_are_small_and_reproducible(tmp_path: Path) -> None:
 
 def test_the_picture_is_a_png() -> None:
     """The picture decodes to red pixels of the size that its head says."""
-    png = _red_png(3)
+    png = red_square(3)
     assert png.startswith(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x03\0\0\0\x03\x08\x02\0\0\0")
     size = int.from_bytes(png[33:37], "big")
     assert png[37:41] == b"IDAT"
