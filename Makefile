@@ -7,13 +7,21 @@ STAMP := $(VENV)/.installed
 PORT ?= 8080
 PYTEST_ARGS ?=
 
-.PHONY: up test lint deploy-dry clean
+.PHONY: up test lint rehearse sandbox deploy-dry clean
 
 up: $(STAMP)
 	$(BIN)/supervise run local --port $(PORT)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# A snapshot and a restore in gVisor, of the embedded model. Needs root.
+rehearse: $(STAMP) sandbox
+	$(BIN)/supervise rehearse local
+
+# gVisor, for rehearsals; tests of those are skipped without it.
+sandbox:
+	@command -v runsc >/dev/null || { set -x; apt-get update -qq && apt-get install -qq -y --no-install-recommends runsc; }
 
 # What Modal would receive, from Modal's own CLI, without an account.
 deploy-dry: $(STAMP)

@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 import modal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hooks.artifacts import Artifact
+    from hooks.findings import Finding
     from supervisor import Daemon, Hooks, Profile, Secret
     from supervisor.contract import Step
     from supervisor.sink import Sink
@@ -129,14 +132,34 @@ class Model:
 
         return (*map(parse, self.warmups), AuthCheck())
 
-    def hooks(self) -> Hooks:
-        """Artifacts verified before the start; warm and closed before the snapshot; a tiny inference as liveness."""
+    def hooks(self, on_findings: Callable[[tuple[Finding, ...]], None] | None = None) -> Hooks:
+        """Artifacts verified before the start; warm and closed before the snapshot; a tiny inference as liveness.
+
+        Before the seal golden answers are recorded and the snapshot contract is checked; after a restore those answers
+        must come back.
+
+        Args:
+            on_findings: is given what the contract finds.
+        """
         from hooks.artifacts import ArtifactsPresent
+        from hooks.contract import SnapshotContract
+        from hooks.golden import goldens
         from hooks.warmup import Ping
         from supervisor import Hooks
 
         present = ArtifactsPresent(root=self.folder, artifacts=self.artifacts, repo=self.repo, revision=self.revision)
-        return Hooks(before_start=(present,), warmup=self.steps(), liveness=(Ping(),))
+        # Mapped binaries and libraries of a build are fine: a build is never changed in its place.
+        contract = SnapshotContract(
+            remounted=(MODELS, BUILDS), allowed=(f"{BUILDS}/*/llama-server", f"{BUILDS}/*.so*"), on_findings=on_findings
+        )
+        golden = goldens(mmproj=self.mmproj is not None)
+        return Hooks(
+            before_start=(present,),
+            warmup=self.steps(),
+            before_seal=(*(answer.record for answer in golden), contract),
+            after_resume=tuple(answer.replay for answer in golden),
+            liveness=(Ping(),),
+        )
 
 
 # Created once and for all: a container counts these objects and wants as many as the deploy had.
@@ -217,7 +240,8 @@ class Server:
     """The three lifecycle methods. An entry's class inherits them and sets `model`.
 
     Order in a container: `start`, snapshot, `resume`, then Modal registers the port, then SIGTERM, `stop`. After a
-    restore only `resume` and `stop` run. No request reaches the port before `resume` has returned.
+    restore only `resume` and `stop` run. The server listens all the while; what keeps requests from one that is not
+    verified is that Modal registers the port, and so sends them, only once `resume` has returned.
     """
 
     model: Model
@@ -292,5 +316,11 @@ class Server:
         return self.model.profile(resolve(BUILDS), key)
 
     def hooks(self) -> Hooks:
-        """The Steps of the model."""
-        return self.model.hooks()
+        """The Steps of the model; what the contract finds goes to the log, warnings too."""
+
+        def tell(findings: tuple[Finding, ...]) -> None:
+            for finding in findings:
+                if self._sink is not None:
+                    self._sink.say(f"contract: {finding}")
+
+        return self.model.hooks(tell)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from control_plane import ControlPlane
-from modal_programs import deploy
 from modal_proto import api_pb2 as pb
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from modal_entry.rehearsal.control_plane import ControlPlane
+from modal_entry.rehearsal.programs import deploy
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRIES = ("gemma", "qwen3")

@@ -29,10 +29,10 @@ def tree_of(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text(encoding="utf-8"))
 
 
-def imports(module: str) -> Iterator[str]:
-    """Every module that a module imports, anywhere in it, type-checking imports included."""
+def imports(module: str, *, deferred: bool = True) -> Iterator[str]:
+    """Every module that a module imports, type-checking imports included; `deferred`: those in functions too."""
     package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(tree_of(module)):
+    for node in walk(tree_of(module), functions=deferred):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -42,6 +42,14 @@ def imports(module: str) -> Iterator[str]:
                 base = ".".join([*above, *([base] if base else [])])
             # `from package import module` imports the module.
             yield from (f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base for a in node.names)
+
+
+def walk(node: ast.AST, *, functions: bool) -> Iterator[ast.AST]:
+    """A node and all below it, with or without what runs only when a function is called."""
+    yield node
+    if functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        for below in ast.iter_child_nodes(node):
+            yield from walk(below, functions=functions)
 
 
 def layer(module: str) -> str:
@@ -63,7 +71,7 @@ ARROWS = {
     "core": {"core"},
     "engines": {"engines", "core"},
     "hooks": {"hooks", "core"},
-    "cli": {"cli", "engines", "hooks", "core"},
+    "cli": {"cli", "engines", "hooks", "core", "modal_entry"},
     "main": {"cli"},
     "modal_entry": {"modal_entry", "modal", "hooks", "engines", "core"},
 }
@@ -71,7 +79,7 @@ ARROWS = {
 
 @every_module
 def test_imports_point_one_way(module: str) -> None:
-    """modal_entry -> hooks -> supervisor; engines -> core; only the command line sees hooks and engines both."""
+    """modal_entry -> hooks -> supervisor; engines -> core; the command line sees them all, and nobody sees it."""
     allowed = ARROWS[layer(module)] | {"outside"}
     reversed_ = {name for name in imports(module) if layer(name) not in allowed}
     assert not reversed_
@@ -83,6 +91,20 @@ def test_the_walk_sees_arrows() -> None:
     assert "supervisor.engines.local" in set(imports("supervisor.cli.spec"))
     assert "supervisor.errors" in set(imports("supervisor"))
     assert "httpx" in set(imports("supervisor.contract"))
+    assert "modal_entry.rehearsal.container" in set(imports("supervisor.cli.rehearsal.modal_inside", deferred=False))
+
+
+@pytest.mark.parametrize("module", sorted(module for module in MODULES if layer(module) == "cli"))
+def test_the_command_line_does_without_modal(module: str) -> None:
+    """Modal is an extra: only the program that rehearses an entry imports entries outside of functions."""
+    if module == "supervisor.cli.rehearsal.modal_inside":
+        return
+    assert not {name for name in imports(module, deferred=False) if layer(name) in {"modal_entry", "modal"}}
+
+
+def test_only_a_sandbox_runs_the_rehearsal_of_an_entry() -> None:
+    """It is a program of its own: nothing imports it, or Modal would come along."""
+    assert not [module for module in MODULES if "supervisor.cli.rehearsal.modal_inside" in set(imports(module))]
 
 
 def test_errors_and_events_stand_at_the_bottom() -> None:
@@ -93,8 +115,14 @@ def test_errors_and_events_stand_at_the_bottom() -> None:
 
 @every_module
 def test_processes_have_one_home(module: str) -> None:
-    """Only `process` spawns, signals and reaps; engines may ask a binary for its `--help`, the pipeline may compile."""
-    if module in {"supervisor.process", "modal_entry.commands"} or layer(module) == "engines":
+    """Only `process` spawns, signals and reaps.
+
+    Engines may ask a binary for its `--help`, the pipeline may compile, a rehearsal may run Modal's own programs.
+    """
+    if (
+        module in {"supervisor.process", "modal_entry.commands", "modal_entry.rehearsal.programs"}
+        or layer(module) == "engines"
+    ):
         return
     assert not {"subprocess", "multiprocessing", "pty"} & set(imports(module))
     calls = {
@@ -163,6 +191,11 @@ def test_importing_the_supervisor_is_light() -> None:
     """Import time is part of every cold start: HTTP, logging, hooks, engines and Modal come when they are needed."""
     heavy = {"httpx", "structlog", "rich", "click", "hooks", "modal", "modal_entry", "supervisor.engines"}
     assert not imported_by("import supervisor") & (heavy | {"supervisor.cli", "trio", "xllamacpp"})
+
+
+def test_the_command_line_starts_without_modal() -> None:
+    """Modal takes a second to import, and need not be installed."""
+    assert not imported_by("import supervisor.cli") & {"modal", "modal_entry", "modal_proto", "grpclib"}
 
 
 def test_errors_alone_import_next_to_nothing() -> None:

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx
 import pytest
-from control_plane import ControlPlane
-from gguf_files import write_gguf
-from modal_programs import Cli, Container, deploy, run
+from modal_host import APP, KEY, Host, server_pid
 from serve import running_fake
-from support import FAKE, alive
+from support import alive
 
-from hooks.marker import Marker, sha256_of
-from modal_entry.manifest import Manifest
-from modal_entry.releases import promote, resolve
+from modal_entry.rehearsal.container import run
+from modal_entry.rehearsal.control_plane import ControlPlane
+from modal_entry.rehearsal.programs import Cli, deploy
+from modal_entry.releases import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRIES = ROOT / "modal_entry"
-APP = Path(__file__).with_name("data") / "entry_app.py"
-KEY = "sk-made-up-for-tests"
 SECRETS = {
     "gemma4-api-key": {"API_KEY"},
     "qwen3-api-key": {"API_KEY"},
@@ -139,72 +131,10 @@ def plane() -> Iterator[ControlPlane]:
         yield plane
 
 
-def port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        return int(probe.getsockname()[1])
-
-
-class Host:
-    """What lies on the volumes, and the environment of a container that sees them."""
-
-    def __init__(self, home: Path, command: list[str], *faults: str, model: Path | None = None) -> None:
-        self.home = home
-        self.port = port()
-        folder = home / "models" / "gemma-3-270m"
-        folder.mkdir(parents=True)
-        if model is None:
-            write_gguf(folder / "model.gguf")
-        else:
-            (folder / "model.gguf").symlink_to(model)
-        Marker.of(folder, ("model.gguf",), repo="local/model", revision="main").save(folder)
-        self.command = f'#!/bin/sh\nexec {shlex.join(command)} "$@" {shlex.join(faults)}\n'
-        self.build("b1")
-        promote(home / "builds", "b1")
-        self.env = {
-            "ENTRY_PORT": str(self.port),
-            "ENTRY_MODELS": str(home / "models"),
-            "ENTRY_BUILDS": str(home / "builds"),
-            "API_KEY": KEY,
-        }
-
-    def build(self, tag: str) -> None:
-        """Puts a whole build on the volume."""
-        folder = self.home / "builds" / tag
-        folder.mkdir(parents=True)
-        binary = folder / "llama-server"
-        binary.write_text(self.command)
-        binary.chmod(0o755)
-        Manifest(
-            tag=tag,
-            commit=None,
-            patches=(),
-            compiler="none",
-            cuda=None,
-            architecture=None,
-            ran="not",
-            files={"llama-server": sha256_of(binary)},
-            built_at=datetime.now(UTC).isoformat(),
-        ).write(folder)
-
-    def container(self, plane: ControlPlane, **env: str) -> Container:
-        return Container(plane, "Entry", self.home, env={**self.env, **env})
-
-    def chat(self, key: str = KEY) -> httpx.Response:
-        question = {"messages": [{"role": "user", "content": "Say OK."}], "max_tokens": 4}
-        url = f"http://127.0.0.1:{self.port}/v1/chat/completions"
-        return httpx.post(url, json=question, headers={"Authorization": f"Bearer {key}"}, trust_env=False, timeout=30)
-
-
 @pytest.fixture
 def host(tmp_path: Path) -> Callable[..., Host]:
     """Makes a host whose binary is the fake server with faults."""
-    return lambda *faults: Host(tmp_path, [sys.executable, "-I", "-S", str(FAKE)], *faults)
-
-
-def server_pid(container: Container) -> int:
-    """The pid of the last server that the container spawned, from its log."""
-    lines = [line for line in container.lines if "child.spawned" in line]
-    return int(lines[-1].partition("pid=")[2].split()[0])
+    return lambda *faults: Host.of_fake(tmp_path, *faults)
 
 
 def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
@@ -220,7 +150,7 @@ def test_the_whole_life_of_a_container(plane: ControlPlane, host: Callable[..., 
     with here.container(plane) as container:
         container.checkpoint()
         assert "child.sealed" in container.output
-        pid = server_pid(container)
+        pid = server_pid(container.lines)
         assert "child.resumed" not in container.output
         container.restore(task_id="ta-restored")
         container.ready()
@@ -298,7 +228,7 @@ def test_what_is_not_fit_is_never_sealed(
         container.wait()
     assert words in failure.exception
     assert plane.seen("ContainerCheckpoint", container.task_id) == []
-    assert not alive(server_pid(container))
+    assert not alive(server_pid(container.lines))
 
 
 def test_a_server_that_dies_sealed_is_replaced(plane: ControlPlane, host: Callable[..., Host]) -> None:
@@ -306,11 +236,11 @@ def test_a_server_that_dies_sealed_is_replaced(plane: ControlPlane, host: Callab
     here = host()
     with here.container(plane) as container:
         container.checkpoint()
-        first = server_pid(container)
+        first = server_pid(container.lines)
         os.kill(first, signal.SIGKILL)
         container.restore()
         container.ready()
-        assert server_pid(container) != first
+        assert server_pid(container.lines) != first
         assert here.chat().status_code == 200
         container.terminate()
         assert container.wait() == 0
@@ -323,7 +253,7 @@ def test_a_crash_while_serving_ends_the_container(plane: ControlPlane, host: Cal
         container.checkpoint()
         container.restore()
         container.ready()
-        os.kill(server_pid(container), signal.SIGSEGV)
+        os.kill(server_pid(container.lines), signal.SIGSEGV)
         killed = time.monotonic()
         assert container.wait() == 1
         assert time.monotonic() - killed < 10
@@ -334,7 +264,7 @@ def test_sigterm_during_the_load(plane: ControlPlane, host: Callable[..., Host])
     """Modal's SIGTERM in the middle of an enter hook kills the container at once; the server does not survive it."""
     with host("--never-ready").container(plane) as container:
         container.line("child.spawned")
-        pid = server_pid(container)
+        pid = server_pid(container.lines)
         container.terminate()
         assert container.wait() == -signal.SIGTERM
         until(lambda: not alive(pid))
@@ -425,10 +355,8 @@ def test_a_server_without_snapshots_is_refused(tmp_path: Path) -> None:
 
 
 def test_importing_an_entry_is_cheap() -> None:
-    """An entry imports Modal and little else: no HTTP client, no supervisor, no hub."""
-    code = (
-        "import sys, modal_entry.gemma; "
-        "print([m for m in ('httpx', 'anyio', 'supervisor', 'huggingface_hub', 'structlog') if m in sys.modules])"
-    )
+    """An entry imports Modal and little else: no HTTP client, no supervisor, no hub, no rehearsal."""
+    heavy = ("httpx", "anyio", "supervisor", "huggingface_hub", "structlog", "modal_entry.rehearsal")
+    code = f"import sys, modal_entry.gemma; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"

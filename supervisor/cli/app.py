@@ -11,9 +11,10 @@ import click
 from supervisor.cli import session
 from supervisor.cli.ending import settle, speaks
 from supervisor.cli.options import override, shared_options, variables
+from supervisor.cli.rehearsal.command import rehearse
 from supervisor.cli.spec import load
 from supervisor.cli.verify import verify
-from supervisor.contract import Hooks
+from supervisor.contract import Child, Hooks
 from supervisor.profile import Profile
 from supervisor.redact import Redactor
 
@@ -62,10 +63,10 @@ def exec_command(command: tuple[str, ...], **given: Any) -> int:
 def argv_command(spec: str, **given: Any) -> int:
     """Print the command that SPEC would run, with secrets masked."""
     profile, _ = override(*load(spec), given)
-    port = str(profile.port) if profile.port else "{port}"
-    filled = [arg.replace("{host}", profile.host).replace("{port}", port) for arg in profile.command]
-    click.echo(shlex.join(Redactor(profile.secrets).argv(filled)))
+    child = Child(profile=profile, port=profile.port, pid=None, redact=Redactor(profile.secrets))
+    click.echo(shlex.join(child.redact.argv(child.argv)))
     return 0
 
 
 main.add_command(verify)
+main.add_command(rehearse)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
-import signal
 import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final
 
 import anyio
 
 from supervisor import events
 from supervisor.cli.notify import Notifier
+from supervisor.cli.signals import Signals
 from supervisor.contract import Hooks, Observer
 from supervisor.errors import SupervisorError
 from supervisor.events import Event
@@ -24,14 +22,12 @@ from supervisor.lifecycle import supervise
 from supervisor.profile import Profile
 from supervisor.sink import LogFormat, Sink, clean
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
 
 def run(profile: Profile, hooks: Hooks, *, log_format: LogFormat, key_variable: str | None) -> int:
     """Supervises until a signal or a failure; returns the exit code."""
     began = time.monotonic()
     notifier = Notifier()
-    signals = _Signals()
+    signals = Signals()
     with Sink(sys.stderr, log_format) as sink:
         observers: list[Observer] = [*hooks.observers, sink, notifier]
         if log_format == "console":
@@ -46,48 +42,8 @@ def run(profile: Profile, hooks: Hooks, *, log_format: LogFormat, key_variable: 
     return status
 
 
-class _Signals:
-    """Requests to stop, as bytes of a pipe; what is ignored already (`nohup`) stays ignored.
-
-    Not anyio's receiver: that restores the defaults when it closes, and a signal between then and the exit would change
-    the exit code of a supervision that has ended.
-    """
-
-    def __init__(self) -> None:
-        self._reader, self._writer = os.pipe()
-        for end in (self._reader, self._writer):
-            os.set_blocking(end, False)
-        self._heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        self.ended = False
-        for number in self._heard:
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, _: object) -> None:
-        with contextlib.suppress(BlockingIOError):  # thousands wait there already
-            os.write(self._writer, bytes([number]))
-
-    async def next(self) -> int:
-        """Waits for a signal; returns its number."""
-        while True:
-            await anyio.wait_readable(self._reader)
-            with contextlib.suppress(BlockingIOError):
-                return os.read(self._reader, 1)[0]
-
-    def end(self) -> None:
-        """The end has come, with its exit code: until the process exits, no signal changes that any more."""
-        self.ended = True
-        for number in self._heard:
-            signal.signal(number, signal.SIG_IGN)
-
-    def close(self) -> None:
-        """Ends the listening and closes the pipe."""
-        self.end()
-        os.close(self._reader)
-        os.close(self._writer)
-
-
 async def _serve(
-    profile: Profile, hooks: Hooks, notifier: Notifier, sink: Sink, signals: _Signals
+    profile: Profile, hooks: Hooks, notifier: Notifier, sink: Sink, signals: Signals
 ) -> SupervisorError | None:
     error: SupervisorError | None = None
     async with anyio.create_task_group() as tasks:

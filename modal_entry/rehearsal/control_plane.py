@@ -1,8 +1,13 @@
-"""A control plane on 127.0.0.1 for Modal's own CLI and container entrypoint (`modal_programs` starts those).
+"""A control plane on this host for Modal's own CLI (`programs` starts it) and container entrypoint (`container` does).
 
 It answers the RPCs that `modal deploy`, `modal run` and a container need, and records every request. What only Modal's
 servers do is played here, and this is the whole list: which secrets exist is the caller's word, images are recorded
-and never built, nobody acts on the request for a snapshot, and an input waits for a container that a test starts.
+and never built, nobody acts on the request for a snapshot, and an input waits for a container that the caller starts.
+
+It listens on a Unix socket: gVisor refuses to save a TCP socket on which an event loop waits, and no proxy variable of
+a restored environment comes between. So it survives a checkpoint of the sandbox in which it runs.
+
+Over 250 lines because it is a list: each RPC stands alone.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import re
 import shlex
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -71,11 +77,19 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
 
     Args:
         secrets: Names of the secrets that exist, each with its keys.
+        any_secret: Every secret exists, with whatever keys are asked for.
         volumes: Names of the volumes that exist; a deploy may create more.
     """
 
-    def __init__(self, *, secrets: Mapping[str, set[str]] | None = None, volumes: set[str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        secrets: Mapping[str, set[str]] | None = None,
+        any_secret: bool = False,
+        volumes: set[str] | None = None,
+    ) -> None:
         self.existing_secrets = dict(secrets or {})
+        self.any_secret = any_secret
         self.existing_volumes = set(volumes or ())
         self.calls: list[Call] = []
         self.unanswered: list[str] = []
@@ -89,9 +103,11 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
         self._inputs: dict[str, list[pb.FunctionGetInputsItem]] = {}
         self._outputs: dict[str, asyncio.Future[pb.FunctionGetOutputsItem]] = {}
         self._numbers = itertools.count(1)
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._folder = tempfile.TemporaryDirectory(prefix="warmboot-plane-")
+        path = f"{self._folder.name}/socket"
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(path)
+        self.url = f"unix://{path}"
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="control plane")
@@ -104,8 +120,9 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
     def __exit__(self, *exc: object) -> None:
         self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
+        self._folder.cleanup()
 
-    # What a test asks
+    # What a caller asks
 
     def app(self, name: str = "") -> App:
         """The app of that name, or the only one."""
@@ -169,6 +186,7 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
         await stream.send_message(reply_type() if reply is None else reply)
 
     def new_id(self, prefix: str) -> str:
+        """An id that nothing else has."""
         return f"{prefix}-{next(self._numbers):06}"
 
     def _app_of(self, app_id: str) -> App:
@@ -258,7 +276,7 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
 
     def _secret_get_or_create(self, request: pb.SecretGetOrCreateRequest) -> pb.SecretGetOrCreateResponse:
         name = request.deployment_name
-        if not request.object_creation_type:
+        if not request.object_creation_type and not self.any_secret:
             if name not in self.existing_secrets:
                 raise GRPCError(Status.NOT_FOUND, f"Secret '{name}' not found in environment 'main'")
             if missing := sorted(set(request.required_keys) - self.existing_secrets[name]):

@@ -1,0 +1,151 @@
+"""`supervise rehearse SPEC`: cold start, seal, checkpoint, drift, restore, resume, answer, in a gVisor sandbox."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+import anyio
+import anyio.to_thread
+import click
+
+from supervisor.cli.ending import speaks
+from supervisor.cli.options import override, shared_options
+from supervisor.cli.rehearsal.bundle import Mount
+from supervisor.cli.rehearsal.drift import CLOCK_S, KINDS, drifted_env, staged
+from supervisor.cli.rehearsal.report import Report
+from supervisor.cli.rehearsal.sandbox import Sandbox, SandboxFailed, runsc
+from supervisor.cli.rehearsal.stages import StageFailed, Stages, let_go
+from supervisor.cli.rehearsal.subject import EXCHANGE, Subject, of_entry, of_profile, prepared
+from supervisor.cli.signals import Signals
+from supervisor.cli.spec import load
+from supervisor.redact import Redactor
+
+__all__ = ["rehearse"]
+
+_WIDTH: Final = 140  # of a log, which no terminal limits
+
+
+@click.command("rehearse")
+@click.argument("spec")
+@click.option("--drift", multiple=True, type=click.Choice(KINDS), help="What is different at the restore. Repeatable.")
+@click.option(
+    "--suspend-s", type=click.FloatRange(min=0), default=0.0, help="How long it lies saved.  [0; 30 for clock]"
+)
+@click.option("--no-contract", is_flag=True, help="Leave the snapshot contract out, to see what it prevents.")
+@click.option("--no-golden", is_flag=True, help="Leave the golden answer out.")
+@click.option("--mount", "mounts", multiple=True, metavar="FOLDER:PATH", help="What a volume holds, and where it goes.")
+@click.option("--json", "out", type=click.File("w", encoding="utf-8", lazy=False), help="Also write JSON; - is stdout.")
+@click.option("--inside", type=Path, hidden=True)
+@shared_options
+@speaks
+def rehearse(spec: str, out: TextIO | None, **given: Any) -> int:
+    """Snapshot and restore SPEC in a gVisor sandbox on this machine, and prove that it survives.
+
+    SPEC is that of `run`, or the file of a Modal entry, which then runs under Modal's own container entrypoint. The
+    real files are never changed: `--drift weights` and its kin work on a copy. Needs `runsc`, root, and no GPU.
+
+    Exit codes: 0 it survives; 5 contract, golden answer or restore failed; others as for `run`: 2 bad arguments or no
+    sandbox, 3 never ready, 4 a warmup failed.
+    """
+    if given["inside"]:
+        from supervisor.cli.rehearsal.inside import inside
+
+        profile, hooks = prepared(*override(*load(spec), given), given)
+        return inside(profile, hooks, given["inside"])
+    runsc()
+    subject = of_entry(spec, given) if spec.endswith(".py") else of_profile(spec, given)
+    report = Report(spec=spec, drift=given["drift"], contract=not given["no_contract"], golden=not given["no_golden"])
+    report.suspended_s = max(given["suspend_s"], CLOCK_S if "clock" in given["drift"] else 0.0)
+    number = anyio.run(_attended, subject, report)
+    if out:
+        out.write(report.to_json() + "\n")
+    _print(report, to_stderr=out is not None and out.name == "<stdout>")
+    return report.exit_status if number is None else 128 + number
+
+
+async def _attended(subject: Subject, report: Report) -> int | None:
+    """Rehearses until done, or until a signal asks to stop; returns its number then. Nothing is left either way."""
+    signals = Signals()
+    number: int | None = None
+    failure: Exception | None = None
+    try:
+        async with anyio.create_task_group() as tasks:
+
+            async def listen() -> None:
+                nonlocal number
+                number = await signals.next()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(listen)
+            try:
+                await _rehearse(subject, report)
+            except StageFailed as failed:
+                report.failure, report.point, report.status = failed.summary, failed.point, failed.status
+            except Exception as error:  # noqa: BLE001  raised again below, outside the group
+                failure = error
+            tasks.cancel_scope.cancel()
+    finally:
+        signals.close()
+    if failure is not None:
+        raise failure
+    return number
+
+
+async def _rehearse(subject: Subject, report: Report) -> None:
+    stages = Stages()
+
+    def on_line(stream: str, line: str) -> None:
+        if stream == "stdout" and stages.see(line):
+            return
+        report.see(line)
+        click.echo(line, err=True)
+
+    if subject.before is not None:
+        await subject.before()
+    with tempfile.TemporaryDirectory(prefix="warmboot-rehearsal-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        exchange = folder / "exchange"
+        exchange.mkdir()
+        copies, drift = await anyio.to_thread.run_sync(staged, subject.weights, report.drift, folder / "weights")
+        mounts = (*subject.mounts, *copies, Mount(source=exchange, target=EXCHANGE))
+        sandbox = Sandbox(
+            folder,
+            argv=subject.argv,
+            env=subject.env,
+            cwd=Path.cwd(),
+            redact=Redactor(subject.secrets),
+            on_line=on_line,
+        )
+        began = time.monotonic()
+        async with sandbox.run(mounts) as running:
+            ready = await stages.wait("ready", running)
+            report.cold_s = ready.at - (stages.reached["deployed"].at if "deployed" in stages.reached else began)
+            report.seal_s = (await stages.wait("sealed", running)).took_s
+            saving = time.monotonic()
+            report.image_bytes = await sandbox.checkpoint()
+            report.checkpoint_s = time.monotonic() - saving
+        saved = time.monotonic()
+        report.strays = await anyio.to_thread.run_sync(subject.strays, sandbox.image)
+        await anyio.to_thread.run_sync(drift)
+        await anyio.sleep(max(0.0, report.suspended_s - (time.monotonic() - saved)))
+        let_go(exchange, drifted_env(report.drift, subject.key_variable))
+        began = time.monotonic()
+        report.suspended_s = began - saved
+        try:
+            async with sandbox.run(mounts, restore=True) as running:
+                await stages.wait("stopped", running)
+        except SandboxFailed as failure:
+            report.failure = str(failure)
+        finally:
+            report.restored(stages.reached, began)
+
+
+def _print(report: Report, *, to_stderr: bool) -> None:
+    from rich.console import Console
+
+    stream = sys.stderr if to_stderr else sys.stdout
+    Console(file=stream, width=None if stream.isatty() else _WIDTH).print(report.table())

@@ -1,0 +1,39 @@
+"""Specs for rehearsals: the fake server with flags of the environment, and the real engine with and without mmap."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from hooks.warmup import Text
+from supervisor import Health, Hooks, Liveness, Profile, Secret, Timeouts
+from supervisor.engines import local
+
+FAKE = Path(__file__).resolve().parent.parent / "fake_server.py"
+
+
+def fake() -> tuple[Profile, Hooks]:
+    """The fake server; its timers are so short that one which spans a suspension would fire."""
+    flags = shlex.split(os.environ.get("REHEARSED_FLAGS", ""))
+    key = os.environ.get("REHEARSED_API_KEY")
+    profile = Profile(
+        name="fake",
+        command=(sys.executable, "-I", "-S", str(FAKE), "--port", "{port}", *flags),
+        env={"LLAMA_API_KEY": Secret(key)} if key else {},
+        api_key=Secret(key) if key else None,
+        inherit_env=tuple(os.environ.get("REHEARSED_INHERIT", "PATH").split()),
+        health=Health(ready_pattern="server is listening on"),
+        timeouts=Timeouts(start_s=20, stall_s=3, probe_s=2, step_s=5, resume_s=4),
+        liveness=Liveness(period_s=0.2, misses=2, inference_every_s=0.4),
+    )
+    return profile, Hooks(warmup=(Text(),), liveness=(Text(),))
+
+
+def mmap() -> tuple[Profile, Hooks]:
+    """Gemma 3 270M with its weights mapped, as llama-server does unless told otherwise; no restart may repair them."""
+    hooks = Hooks(before_start=(local.AssembleModel(),), warmup=(Text(),))
+    profile = local.profile(load="mmap")
+    return replace(profile, restart=replace(profile.restart, policy="on-resume", max_restarts=0)), hooks
