@@ -85,6 +85,16 @@ class Host:
     def container(self, plane: ControlPlane, **env: str) -> Container:
         return Container(plane, "Entry", self.home, env={**self.env, **env})
 
+    def busy(self) -> bool:
+        """Whether the server works on a request."""
+        try:
+            slots = httpx.get(
+                f"http://127.0.0.1:{self.port}/slots", headers={"Authorization": f"Bearer {KEY}"}, trust_env=False
+            ).json()
+        except httpx.TransportError:
+            return False
+        return any(slot["is_processing"] for slot in slots)
+
     def chat(self, key: str = KEY) -> httpx.Response:
         question = {"messages": [{"role": "user", "content": "Say OK."}], "max_tokens": 4}
         url = f"http://127.0.0.1:{self.port}/v1/chat/completions"

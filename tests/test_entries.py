@@ -247,6 +247,64 @@ def test_a_server_that_dies_sealed_is_replaced(plane: ControlPlane, host: Callab
     assert "child.restarting" in container.output
 
 
+def test_no_port_before_the_answer_is_verified(plane: ControlPlane, host: Callable[..., Host], tmp_path: Path) -> None:
+    """Modal registers the port, and so sends requests, only once the golden answer came back."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    here = host("--gate", str(gate))
+    with here.container(plane) as container:
+        container.checkpoint()
+        gate.unlink()
+        container.restore()
+        until(here.busy)
+        assert plane.seen("ContainerServerLifecycleReady", container.task_id) == []
+        assert "child.resumed" not in container.output
+        gate.touch()
+        container.ready()
+        container.line("child.resumed")
+        container.terminate()
+        assert container.wait() == 0
+
+
+def test_another_answer_after_the_restore_is_never_served(
+    plane: ControlPlane, host: Callable[..., Host], tmp_path: Path
+) -> None:
+    """A restored server that answers otherwise is replaced by a cold start before the port is registered."""
+    drift = tmp_path / "drift"
+    here = host("--answer-drift-file", str(drift))
+    with here.container(plane) as container:
+        container.checkpoint()
+        first = server_pid(container.lines)
+        drift.touch()
+        container.restore()
+        container.ready()
+        assert server_pid(container.lines) != first
+        container.terminate()
+        assert container.wait() == 0
+    failed, restarting = (
+        container.output.index("the answer is not the recorded one"),
+        container.output.index("restarting"),
+    )
+    assert failed < restarting
+
+
+def test_a_server_that_cannot_be_healed_fails_the_container(
+    plane: ControlPlane, host: Callable[..., Host], tmp_path: Path
+) -> None:
+    """When the cold start in place fails too, Modal is told, and the port is never registered."""
+    block = tmp_path / "block"
+    here = host("--bind-fails-once", str(block))
+    block.touch()
+    with here.container(plane) as container:
+        container.checkpoint()
+        block.unlink()
+        os.kill(server_pid(container.lines), signal.SIGKILL)
+        container.restore()
+        assert "DiedBeforeReady" in container.failure().exception
+        container.wait()
+    assert plane.seen("ContainerServerLifecycleReady", container.task_id) == []
+
+
 def test_a_crash_while_serving_ends_the_container(plane: ControlPlane, host: Callable[..., Host]) -> None:
     """A server that crashes takes the container along with a non-zero code, so that the platform replaces it."""
     with host().container(plane) as container:
