@@ -13,7 +13,7 @@ import anyio.to_thread
 
 from hooks.gguf import GgufError, GgufInfo, read
 from hooks.marker import MARKER, Entry, Marker, MarkerError, sha256_of
-from supervisor.errors import ProfileError
+from supervisor.errors import require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,15 +50,15 @@ class Artifact:
     def __post_init__(self) -> None:
         path = PurePosixPath(self.path)
         inside = path.parts and not path.is_absolute() and ".." not in path.parts and str(path) == self.path
-        _check(bool(inside) and self.path != MARKER, "artifact.path", self.path, "a plain path below the folder")
-        _check(self.kind in ("gguf", "file"), "artifact.kind", self.kind, "'gguf' or 'file'")
+        require(bool(inside) and self.path != MARKER, "artifact.path", self.path, "a plain path below the folder")
+        require(self.kind in ("gguf", "file"), "artifact.kind", self.kind, "'gguf' or 'file'")
         for name in ("size_bytes", "min_bytes", "max_bytes"):
             value = getattr(self, name)
-            _check(value is None or (type(value) is int and value > 0), f"artifact.{name}", value, "more than 0")
+            require(value is None or (type(value) is int and value > 0), f"artifact.{name}", value, "more than 0")
         if self.min_bytes and self.max_bytes:
-            _check(self.min_bytes <= self.max_bytes, "artifact.min_bytes", self.min_bytes, f"<= {self.max_bytes}")
+            require(self.min_bytes <= self.max_bytes, "artifact.min_bytes", self.min_bytes, f"<= {self.max_bytes}")
         ok = self.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", self.sha256) is not None
-        _check(ok, "artifact.sha256", self.sha256, "64 lower-case hexadecimal digits")
+        require(ok, "artifact.sha256", self.sha256, "64 lower-case hexadecimal digits")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +149,7 @@ class ArtifactsPresent:
     deadline_s: float | None = None
 
     def __post_init__(self) -> None:
-        _check(bool(self.artifacts), f"{self.name}.artifacts", self.artifacts, "at least one artifact")
+        require(bool(self.artifacts), f"{self.name}.artifacts", self.artifacts, "at least one artifact")
 
     async def __call__(self, child: Child) -> None:
         """Look at every file; in a thread, because a volume may block.
@@ -239,8 +239,3 @@ def _size_problems(artifact: Artifact, entry: Entry | None, size: int) -> list[s
     if not low <= size <= (high or size):
         problems.append(f"size differs: {size} bytes, the profile says {low} to {high or 'any'}")
     return problems
-
-
-def _check(ok: bool, name: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise ProfileError(field=name, value=value, allowed=allowed)

@@ -22,7 +22,7 @@ from hooks.patience import TRANSIENT, NeverAnswered, Patience, words
 from hooks.smoke_checks import CHECKS, Doubt, Finding, model_names
 from hooks.smoke_report import Report, Row
 from hooks.wake import Wake
-from supervisor.errors import ProfileError
+from supervisor.errors import require
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -66,15 +66,15 @@ class Options:
     def __post_init__(self) -> None:
         for field in ("skip", "only"):
             for name in getattr(self, field):
-                _check(name in NAMES, field, name, f"among {', '.join(NAMES)}")
+                require(name in NAMES, field, name, f"among {', '.join(NAMES)}")
         for field in ("deadline_s", "check_s", "idle_s", "wake_limit_s"):
             value = getattr(self, field)
-            _check(value is None or 0 < value < math.inf, field, value, "seconds, more than 0")
-        _check(self.slots is None or 1 <= self.slots <= 1024, "slots", self.slots, "from 1 to 1024")
-        _check(self.idle_s is not None or _WAKE not in self.only, "only", _WAKE, "given together with an idle time")
-        _check(self.idle_s is not None or self.wake_limit_s is None, "wake_limit_s", self.wake_limit_s, "with idle_s")
-        _check(self.health_path.startswith("/"), "health_path", self.health_path, "a path that begins with /")
-        _check(any(self.why_not(name) is None for name in NAMES), "skip", self.skip, "such that a check is left")
+            require(value is None or 0 < value < math.inf, field, value, "seconds, more than 0")
+        require(self.slots is None or 1 <= self.slots <= 1024, "slots", self.slots, "from 1 to 1024")
+        require(self.idle_s is not None or _WAKE not in self.only, "only", _WAKE, "given together with an idle time")
+        require(self.idle_s is not None or self.wake_limit_s is None, "wake_limit_s", self.wake_limit_s, "with idle_s")
+        require(self.health_path.startswith("/"), "health_path", self.health_path, "a path that begins with /")
+        require(any(self.why_not(name) is None for name in NAMES), "skip", self.skip, "such that a check is left")
 
     def why_not(self, name: str) -> str | None:
         """Why the user does not want this check; None when it is wanted."""
@@ -186,8 +186,3 @@ async def _named(endpoint: Endpoint) -> Endpoint:
     except BadAnswer:
         return endpoint
     return replace(endpoint, model=names[0]) if names and names[0].strip() else endpoint
-
-
-def _check(ok: bool, field: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise ProfileError(field=field, value=value, allowed=allowed)

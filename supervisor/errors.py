@@ -91,6 +91,12 @@ class ProfileError(SupervisorError, ValueError):
         return f"{self.field}={self.value!r} is not valid: it must be {self.allowed}."
 
 
+def require(ok: bool, field: str, value: object, allowed: str) -> None:
+    """Raises ProfileError unless it is ok."""
+    if not ok:
+        raise ProfileError(field=field, value=value, allowed=allowed)
+
+
 @dataclass(eq=False, repr=False, kw_only=True)
 class UnsupportedFlag(ProfileError):
     """The engine's binary does not know a flag that a setting needs; found in its `--help`, before any spawn."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from supervisor.errors import ProfileError
+from supervisor.errors import ProfileError, require
 from supervisor.events import Level
 from supervisor.redact import MASK, Redactor, Secret, is_secret_name, secrets_in
 
@@ -29,14 +29,9 @@ ParseLine = Callable[[str], tuple[Level, str]]
 """Reads an engine's log line: text -> (level, text to show)."""
 
 
-def _check(ok: bool, name: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise ProfileError(field=name, value=value, allowed=allowed)
-
-
 def _seconds(name: str, value: float, *, low: float = 0.0, high: float = 86_400.0) -> None:
     ok = _number(value) and math.isfinite(value) and low < value <= high
-    _check(ok, name, value, f"seconds, more than {low:g} and at most {high:g}")
+    require(ok, name, value, f"seconds, more than {low:g} and at most {high:g}")
 
 
 def _number(value: object) -> bool:
@@ -44,7 +39,7 @@ def _number(value: object) -> bool:
 
 
 def _count(name: str, value: int, low: int, high: int) -> None:
-    _check(
+    require(
         _number(value) and isinstance(value, int) and low <= value <= high,
         name,
         value,
@@ -63,7 +58,7 @@ def _pattern(name: str, value: str | None) -> None:
 
 def _url_path(name: str, value: str) -> None:
     ok = isinstance(value, str) and value.startswith("/") and value.isprintable() and " " not in value
-    _check(ok, name, value, "a path that begins with /, without blanks")
+    require(ok, name, value, "a path that begins with /, without blanks")
 
 
 def _kind(value: object) -> str:
@@ -75,7 +70,7 @@ def _path(name: str, value: object) -> Path:
     if not isinstance(value, str | os.PathLike):
         raise ProfileError(field=name, value=value, allowed="a path")
     path = Path(value)
-    _check("\0" not in os.fspath(path), name, value, "a path without NUL")
+    require("\0" not in os.fspath(path), name, value, "a path without NUL")
     return path
 
 
@@ -146,14 +141,14 @@ class Health:
 
     def __post_init__(self) -> None:
         _url_path("health.path", self.path)
-        _check(callable(self.accept), "health.accept", self.accept, "a function of status and body")
+        require(callable(self.accept), "health.accept", self.accept, "a function of status and body")
         _url_path("health.identity_path", self.identity_path)
         named = self.model_id is None or (isinstance(self.model_id, str) and bool(self.model_id.strip()))
-        _check(named, "health.model_id", self.model_id, "not blank")
+        require(named, "health.model_id", self.model_id, "not blank")
         _pattern("health.ready_pattern", self.ready_pattern)
         _seconds("health.poll_min_s", self.poll_min_s, high=60)
         _seconds("health.poll_max_s", self.poll_max_s, high=60)
-        _check(self.poll_min_s <= self.poll_max_s, "health.poll_min_s", self.poll_min_s, f"<= {self.poll_max_s}")
+        require(self.poll_min_s <= self.poll_max_s, "health.poll_min_s", self.poll_min_s, f"<= {self.poll_max_s}")
         _count("health.log_every", self.log_every, 1, 1_000_000)
 
 
@@ -189,7 +184,7 @@ class Stop:
     drain_s: float = 2.0
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.signal, signal.Signals), "stop.signal", self.signal, "a member of signal.Signals")
+        require(isinstance(self.signal, signal.Signals), "stop.signal", self.signal, "a member of signal.Signals")
         _seconds("stop.grace_s", self.grace_s, high=3600)
         _seconds("stop.drain_s", self.drain_s, high=60)
 
@@ -220,12 +215,12 @@ class Restart:
 
     def __post_init__(self) -> None:
         policies = ("never", "on-failure", "on-resume")
-        _check(self.policy in policies, "restart.policy", self.policy, "'never', 'on-failure' or 'on-resume'")
+        require(self.policy in policies, "restart.policy", self.policy, "'never', 'on-failure' or 'on-resume'")
         _count("restart.max_restarts", self.max_restarts, 0, 1_000_000)
         _seconds("restart.backoff_s", self.backoff_s, high=3600)
         _seconds("restart.backoff_max_s", self.backoff_max_s)
-        _check(self.backoff_s <= self.backoff_max_s, "restart.backoff_s", self.backoff_s, f"<= {self.backoff_max_s}")
-        _check(_number(self.jitter) and 0 <= self.jitter <= 1, "restart.jitter", self.jitter, "from 0 to 1")
+        require(self.backoff_s <= self.backoff_max_s, "restart.backoff_s", self.backoff_s, f"<= {self.backoff_max_s}")
+        require(_number(self.jitter) and 0 <= self.jitter <= 1, "restart.jitter", self.jitter, "from 0 to 1")
         _seconds("restart.reset_after_s", self.reset_after_s)
         _count("restart.crash_loop_after", self.crash_loop_after, 1, 1_000_000)
         if self.host_exit_code is not None:
@@ -253,7 +248,9 @@ class Liveness:
     counters_pattern: str | None = None
 
     def __post_init__(self) -> None:
-        _check(self.armed in ("ready", "resume", "never"), "liveness.armed", self.armed, "'ready', 'resume' or 'never'")
+        require(
+            self.armed in ("ready", "resume", "never"), "liveness.armed", self.armed, "'ready', 'resume' or 'never'"
+        )
         _seconds("liveness.period_s", self.period_s)
         _count("liveness.misses", self.misses, 1, 1000)
         _seconds("liveness.inference_every_s", self.inference_every_s)
@@ -261,7 +258,7 @@ class Liveness:
         if self.counters_path is not None:
             _url_path("liveness.counters_path", self.counters_path)
         both = (self.counters_path is None) == (self.counters_pattern is None)
-        _check(both, "liveness.counters_path", self.counters_path, "given together with counters_pattern")
+        require(both, "liveness.counters_path", self.counters_path, "given together with counters_pattern")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,7 +281,7 @@ class LogLimits:
         _count("logs.max_line_bytes", self.max_line_bytes, 80, 1 << 20)
         _count("logs.tail_lines", self.tail_lines, 1, 10_000)
         _count("logs.backlog_bytes", self.backlog_bytes, 1 << 16, 1 << 30)
-        _check(callable(self.parse), "logs.parse", self.parse, "a function of a line")
+        require(callable(self.parse), "logs.parse", self.parse, "a function of a line")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,27 +320,27 @@ class Profile:
     logs: LogLimits = field(default_factory=LogLimits)
 
     def __post_init__(self) -> None:
-        _check(isinstance(self.name, str) and bool(self.name.strip()), "name", self.name, "a non-blank name")
+        require(isinstance(self.name, str) and bool(self.name.strip()), "name", self.name, "a non-blank name")
         texts = self._texts()
-        _check(any(self.command[:1]), "command", "an empty program", "at least a program")
+        require(any(self.command[:1]), "command", "an empty program", "at least a program")
         # No text's value is shown here, because a key may stand in it.
         for where, text in texts.items():
-            _check("\0" not in text, where, "(text with NUL)", "text without NUL")
+            require("\0" not in text, where, "(text with NUL)", "text without NUL")
         object.__setattr__(self, "inherit_env", _items("inherit_env", self.inherit_env))
         for pattern in self.inherit_env:
-            _check(isinstance(pattern, str), "inherit_env", pattern, "a tuple of strings")
+            require(isinstance(pattern, str), "inherit_env", pattern, "a tuple of strings")
         object.__setattr__(self, "weights", tuple(_path("weights", path) for path in _items("weights", self.weights)))
         if self.cwd is not None:
             object.__setattr__(self, "cwd", _path("cwd", self.cwd))
         host = isinstance(self.host, str) and bool(re.fullmatch(r"[^\s/\0]+", self.host))
-        _check(host, "host", self.host, "a host name or IP")
+        require(host, "host", self.host, "a host name or IP")
         _count("port", self.port, 0, 65_535)
         if self.port == 0 and not any("{port}" in text for text in texts.values()):
             raise ProfileError(field="port", value=0, allowed="a number, or '{port}' must stand in the command or env")
         self._check_access()
         for part, kind in _PARTS.items():
             value = getattr(self, part)
-            _check(isinstance(value, kind), part, value, f"a {kind.__name__}")
+            require(isinstance(value, kind), part, value, f"a {kind.__name__}")
 
     def _texts(self) -> dict[str, str]:
         """Every text of the command and the environment, by where it stands; secrets as empty texts."""
@@ -355,26 +352,26 @@ class Profile:
             arguments.append(text)
         object.__setattr__(self, "command", tuple(arguments))
         texts = {f"command[{i}]": text for i, text in enumerate(arguments)}
-        _check(isinstance(self.env, Mapping), "env", _kind(self.env), "a mapping of names to texts")
+        require(isinstance(self.env, Mapping), "env", _kind(self.env), "a mapping of names to texts")
         for name, value in self.env.items():
-            _check(isinstance(name, str), "env", _kind(name), "a mapping of names to texts")
+            require(isinstance(name, str), "env", _kind(name), "a mapping of names to texts")
             head = re.split("[=\0]", name)[0]  # a key may stand behind the =
-            _check(_variable(name), "env", f"{head}...", "names without '=' and NUL")
-            _check(isinstance(value, str | Secret), f"env[{name}]", _kind(value), "text or a Secret")
+            require(_variable(name), "env", f"{head}...", "names without '=' and NUL")
+            require(isinstance(value, str | Secret), f"env[{name}]", _kind(value), "text or a Secret")
             texts[f"env[{name}]"] = "" if isinstance(value, Secret) else value
         return texts
 
     def _check_access(self) -> None:
-        _check(self.api_key is None or isinstance(self.api_key, Secret), "api_key", MASK, "a Secret, or None")
+        require(self.api_key is None or isinstance(self.api_key, Secret), "api_key", MASK, "a Secret, or None")
         if self.api_key and not re.fullmatch(r"[!-~]+", self.api_key.reveal()):
             raise ProfileError(
                 field="api_key", value=self.api_key, allowed="visible ASCII without spaces (it is a header)"
             )
         variable = self.api_key_env
         named = variable is None or (isinstance(variable, str) and _variable(variable))
-        _check(named, "api_key_env", variable, "a name without '=' and NUL, or None")
-        _check(isinstance(self.open_access, bool), "open_access", self.open_access, "True or False")
-        _check(not (self.open_access and self.api_key), "open_access", True, "False when an api_key is set")
+        require(named, "api_key_env", variable, "a name without '=' and NUL, or None")
+        require(isinstance(self.open_access, bool), "open_access", self.open_access, "True or False")
+        require(not (self.open_access and self.api_key), "open_access", True, "False when an api_key is set")
 
     def __repr__(self) -> str:
         mask = Redactor(self.secrets)

@@ -24,7 +24,7 @@ from supervisor.engines.llama_protocol import (
     parse_line,
     shards,
 )
-from supervisor.errors import ProfileError, UnsupportedFlag
+from supervisor.errors import ProfileError, UnsupportedFlag, require
 from supervisor.profile import Health, Liveness, LogLimits, Profile, Restart, Stop, Timeouts
 from supervisor.redact import MASK, Secret
 
@@ -108,33 +108,33 @@ class LlamaServer:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        _check(bool(self.command) and all(self.command), "binary", self.binary, "a program, or a tuple of arguments")
+        require(bool(self.command) and all(self.command), "binary", self.binary, "a program, or a tuple of arguments")
         for part in ("model", "mmproj", "chat_template_file"):
             if (value := getattr(self, part)) is not None:
                 object.__setattr__(self, part, Path(value))
-        _check(bool(self.model.name), "model", self.model, "the path of a GGUF file")
+        require(bool(self.model.name), "model", self.model, "the path of a GGUF file")
         named = bool(self.model_id.strip()) and "," not in self.model_id  # a comma would part two aliases
-        _check(named, "alias", self.model_id, "a name without commas")
+        require(named, "alias", self.model_id, "a name without commas")
         for part, low in _COUNTS.items():
             value = getattr(self, part)
             ok = type(value) is int and low <= value <= 1 << 30
-            _check(ok or (value is None and part not in _REQUIRED), part, value, f"a whole number, {low} or more")
+            require(ok or (value is None and part not in _REQUIRED), part, value, f"a whole number, {low} or more")
         for part in ("cache_type_k", "cache_type_v"):
             value = getattr(self, part)
-            _check(value is None or value.isidentifier(), part, value, "the name of a type, such as q8_0")
-        _check(self.flash_attn in (None, "on", "off", "auto"), "flash_attn", self.flash_attn, "on, off, auto or None")
-        _check(self.load in ("no-mmap", "mmap"), "load", self.load, "no-mmap or mmap")
+            require(value is None or value.isidentifier(), part, value, "the name of a type, such as q8_0")
+        require(self.flash_attn in (None, "on", "off", "auto"), "flash_attn", self.flash_attn, "on, off, auto or None")
+        require(self.load in ("no-mmap", "mmap"), "load", self.load, "no-mmap or mmap")
         if self.api_key:
             # The server would read two keys out of one, and refuse the one that clients send.
-            _check("," not in self.api_key.reveal(), "api_key", self.api_key, "a key without commas")
-            _check(not self.open_access, "open_access", True, "False when an api_key is set")
+            require("," not in self.api_key.reveal(), "api_key", self.api_key, "a key without commas")
+            require(not self.open_access, "open_access", True, "False when an api_key is set")
         for variable in self.env:
-            _check(variable != "LLAMA_API_KEY", "env", variable, "given as api_key, which probes and Steps then send")
+            require(variable != "LLAMA_API_KEY", "env", variable, "given as api_key, which probes and Steps then send")
             disguised = variable.startswith("LLAMA_ARG_")
-            _check(not disguised, "env", variable, f"{_DISGUISE}; use the setting or extra_args")
+            require(not disguised, "env", variable, f"{_DISGUISE}; use the setting or extra_args")
         for pattern in self.inherit_env:
             hidden = pattern.startswith("LLAMA_ARG_") or any(fnmatchcase(name, pattern) for name in _HIDDEN)
-            _check(not hidden, "inherit_env", pattern, f"too narrow for LLAMA_API_KEY, and {_DISGUISE}")
+            require(not hidden, "inherit_env", pattern, f"too narrow for LLAMA_API_KEY, and {_DISGUISE}")
         for argument in self.extra_args:
             self._refuse_owned(argument)
 
@@ -212,7 +212,7 @@ class LlamaServer:
         for argument in self.extra_args:
             if name := flag_of(argument):
                 self._need(known, "extra_args", argument, name)
-                _check("=" not in argument, "extra_args", argument, "two arguments: llama-server splits none at '='")
+                require("=" not in argument, "extra_args", argument, "two arguments: llama-server splits none at '='")
         return self.extra_args
 
     def _need(self, known: frozenset[str], setting: str, value: object, name: str) -> None:
@@ -227,9 +227,4 @@ class LlamaServer:
             shown = MASK if OWNER[name] == "api_key" else argument  # what stands behind its '=' may be the key
             use = f"free of {name}: use the setting {OWNER[name]!r}"
             raise ProfileError(field="extra_args", value=shown, allowed=use)
-        _check(name not in UNREACHABLE, "extra_args", argument, f"free of {name}: probes ask http://host:port/health")
-
-
-def _check(ok: bool, name: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise ProfileError(field=name, value=value, allowed=allowed)
+        require(name not in UNREACHABLE, "extra_args", argument, f"free of {name}: probes ask http://host:port/health")
