@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from supervisor.procfiles import argv, links
-from supervisor.proctcp import LISTEN, TcpSocket, plain, sockets
+from supervisor.proctcp import TcpSocket, listeners, plain
 from supervisor.redact import Redactor
 
 COOKIE: Final = "WARMBOOT_LIFE"
@@ -86,10 +86,14 @@ class Session:
 def members(session: int, cookie: str | None = None) -> list[int]:
     """Living processes of a session, the leader first, and those elsewhere that carry the cookie. Zombies are dead."""
     mark = f"\0{COOKIE}={cookie}\0".encode() if cookie else None
+    leader = _stat(session)
+    began = int(leader[_STARTED]) if leader else 0  # who is older is no descendant, and reading environments is slow
     found = []
     for pid in _pids():
         fields = _stat(pid)
-        if fields and (int(fields[_SESSION]) == session or (mark and _carries(pid, mark))):
+        if not fields:
+            continue
+        if int(fields[_SESSION]) == session or (mark and int(fields[_STARTED]) >= began and _carries(pid, mark)):
             found.append(pid)
     return sorted(found, key=lambda pid: (pid != session, pid))
 
@@ -137,9 +141,9 @@ def listening_ports(session: int, cookie: str | None = None) -> list[int]:
 
 def _receiving(port: int, host: str | None) -> list[TcpSocket]:
     """The listeners among which the kernel chooses for a connection to that address."""
-    listeners = [listener for listener in _listeners() if listener.port == port]
+    there = [listener for listener in _listeners() if listener.port == port]
     if host is None:
-        return listeners
+        return there
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM) if AVAILABLE else []
     except (OSError, UnicodeError):
@@ -148,15 +152,15 @@ def _receiving(port: int, host: str | None) -> list[TcpSocket]:
     for address in {plain(ipaddress.ip_address(str(info[4][0]).partition("%")[0])) for info in infos}:
         # The order of __inet_lookup_listener: the address itself, the wildcard of its family, the dual-stack wildcard.
         # A less exact one that is there as well gets nothing.
-        same = [listener for listener in listeners if listener.address == address]
-        wild = [listener for listener in listeners if listener.address.is_unspecified]
+        same = [listener for listener in there if listener.address == address]
+        wild = [listener for listener in there if listener.address.is_unspecified]
         found |= set(same or [w for w in wild if w.address.version == address.version] or wild)
     return list(found)
 
 
 def _listeners() -> list[TcpSocket]:
     # No inode: some sandboxes' /proc does not tell.
-    return [listener for listener in sockets(LISTEN) if listener.inode != "0"]
+    return [listener for listener in listeners() if listener.inode != "0"]
 
 
 def _pids() -> list[int]:
@@ -171,10 +175,17 @@ def alive(pid: int) -> bool:
 def _stat(pid: int) -> list[str]:
     """Fields of /proc/<pid>/stat after the command name; empty for a process that is no more, or a zombie."""
     try:
-        # The name may hold spaces and parentheses: the fields begin after the last one.
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY)  # a third of what Path.read_text costs, and this runs often
     except OSError:
         return []
+    try:
+        data = os.read(fd, 4096)
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+    # The name may hold spaces and parentheses: the fields begin after the last one.
+    fields = data.rpartition(b")")[2].decode().split()
     return fields if len(fields) > _STARTED and fields[_STATE] not in "ZX" else []
 
 
