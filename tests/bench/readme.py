@@ -1,0 +1,71 @@
+"""The README's numbers, from results.json: `python -m bench.readme` writes them, `--check` only compares."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Final
+
+from bench.setting import BENCH, ROOT
+from bench.table import bar_text, machine_text, number, peer_text
+
+BEGIN: Final = "<!-- bench:begin -->"
+END: Final = "<!-- bench:end -->"
+RESULTS: Final = BENCH / "results.json"
+README: Final = ROOT / "README.md"
+
+
+def rendered(report: dict[str, Any]) -> str:
+    """The table as Markdown: every row with a bar or a peer."""
+    lines = [
+        f"One run of `make bench` on {machine_text(report)}. In brackets: how many times better ours is.",
+        "≈: the peer's schedule, replayed on the same loads.",
+        "",
+        "| benchmark | what | ours | peers | bar | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        verdict = {"met": "met", "MISSED": f"**missed**: {row['reason']}", "not measured": row["reason"]}
+        cells = (
+            row["benchmark"],
+            row["what"],
+            number(row["ours"], row["unit"]),
+            "<br>".join(peer_text(peer, row["unit"]) for peer in row["peers"]),
+            bar_text(row),
+            verdict.get(row["verdict"], ""),
+        )
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    for plain, shown in (("|", "\\|"), ("<=", "≤"), (">=", "≥"), ("~", "≈")):
+        text = text.replace(plain, shown)
+    return text
+
+
+def with_numbers(readme: str, report: dict[str, Any] | None) -> str:
+    """The README's text with the table between its markers; without a report, with a line that says how to get one."""
+    head, begin, rest = readme.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the README has no {BEGIN} ... {END}")
+    body = rendered(report) if report else "No run is committed yet: `make bench` makes one."
+    return f"{head}{BEGIN}\n{body}\n{END}{tail}"
+
+
+def main(arguments: list[str]) -> int:
+    """Writes, or with `--check` says whether README and results agree."""
+    report = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else None
+    now = README.read_text(encoding="utf-8")
+    wanted = with_numbers(now, report)
+    if "--check" in arguments:
+        if now != wanted:
+            sys.stderr.write("README.md and tests/bench/results.json differ: run `make bench-readme`\n")
+        return int(now != wanted)
+    README.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
