@@ -6,14 +6,27 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PORT ?= 8080
 PYTEST_ARGS ?=
+PEERS := build/bench-peers
+BENCH_ARGS ?=
+SECONDS ?= 600
+SOAK_ARGS ?=
 
-.PHONY: up test lint rehearse sandbox deploy-dry clean
+.PHONY: up test faults soak lint rehearse sandbox deploy-dry clean
 
 up: $(STAMP)
 	$(BIN)/supervise run local --port $(PORT)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The fault matrix: plays every row, writes down what was seen, and renders the README's table from that.
+faults: $(STAMP)
+	FAULTS_JSON=tests/faults.json $(BIN)/python -m pytest tests/test_faults.py -k test_a_fault
+	$(BIN)/python tests/fault_table.py
+
+# Random faults on a loop: make soak SECONDS=60 SOAK_ARGS="--seed 7"
+soak: $(STAMP)
+	$(BIN)/python tests/soak.py $(SECONDS) $(SOAK_ARGS)
 
 # A snapshot and a restore in gVisor, of the embedded model. Needs root.
 rehearse: $(STAMP) sandbox
@@ -31,6 +44,24 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Numbers against peers: a table, tests/bench/results.json with a plot beside it, and the README's section. Half an hour.
+bench: $(STAMP) $(PEERS)/.installed
+	PYTHONPATH=tests $(BIN)/python -m bench --peers $(PEERS) $(BENCH_ARGS)
+	PYTHONPATH=tests $(BIN)/python -m bench.readme
+
+# The same in under 2 minutes, on fewer and shorter loads; what is committed stays as it is.
+bench-quick: $(STAMP) $(PEERS)/.installed
+	PYTHONPATH=tests $(BIN)/python -m bench --quick --peers $(PEERS) --json build/bench/quick.json $(BENCH_ARGS)
+
+bench-readme: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m bench.readme
+
+# The peers live apart: one of them has our import name.
+$(PEERS)/.installed: tests/bench/peers.txt
+	@echo "installing the peers into $(PEERS) ..."
+	@$(PYTHON) -m venv $(PEERS) && $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 # uv when it is there: it takes a fifth of the time.
 $(STAMP): pyproject.toml constraints.txt
