@@ -152,6 +152,22 @@ def test_mapped_weights_that_shrink_kill_the_server(rehearse: Callable[..., Rehe
     assert "SIGBUS" in done.report["failure"]
 
 
+@pytest.mark.skipif(not READY, reason="needs runsc and root")
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ((), "so that the entry finds /models/gemma-4-26b-a4b"),
+        (("--no-contract",), "a Modal entry is rehearsed as its sheet says"),
+    ],
+)
+def test_an_entry_without_volumes_is_not_begun(args: tuple[str, ...], said: str) -> None:
+    """Without its volumes an entry could only fail later, with other words."""
+    with rehearsing("modal_entry/gemma.py", *args) as process:
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert said in err
+
+
 @in_sandbox
 @pytest.mark.engine
 @pytest.mark.timeout(180)
@@ -160,7 +176,8 @@ def test_the_gemma_entry_survives(rehearse: Callable[..., Rehearsal], tmp_path: 
     gemma_volumes.make(tmp_path)
     mounts = ("--mount", f"{tmp_path}/models:/models", "--mount", f"{tmp_path}/builds:/llama-build")
     key = "sk-rehearsed-in-a-test"
-    done = rehearse("modal_entry/gemma.py", *mounts, "--drift", "weights", "--drift", "env", API_KEY=key)
+    given = ("--env", f"API_KEY={key}", "--drift", "weights", "--drift", "env")
+    done = rehearse("modal_entry/gemma.py", *mounts, *given)
     assert done.status == 0, done.out + done.err
     assert done.verdicts() == ("passed", "passed")
     steps = [(e["fields"]["point"], e["fields"]["step"]) for e in done.report["events"] if "passed" in e["name"]]
@@ -208,6 +225,17 @@ def test_another_answer_is_healed_and_told(tmp_path: Path) -> None:
 
 @in_sandbox
 @pytest.mark.timeout(120)
+def test_a_server_that_gvisor_cannot_save(rehearse: Callable[..., Rehearsal]) -> None:
+    """This gVisor saves no listener that epoll waits on: that is said, and is no verdict on the server."""
+    done = rehearse(f"{SPECS}:asyncio_server")
+    assert done.status == 1
+    assert "runsc cannot save this sandbox" in done.report["failure"]
+    assert "says nothing about the server" in done.report["failure"]
+    assert "goroutine" not in done.out
+
+
+@in_sandbox
+@pytest.mark.timeout(120)
 def test_secrets_stay_out_of_the_image(rehearse: Callable[..., Rehearsal]) -> None:
     """What the profile does not name is not in the snapshot; what it names is, so the search sees something."""
     key = {"REHEARSED_API_KEY": "sk-needed-by-the-server"}
@@ -249,8 +277,9 @@ def test_nothing_stays_behind(moment: str, number: signal.Signals) -> None:
                 break
         until(lambda: scratch() - before)
         process.send_signal(number)
-        process.communicate(timeout=30)
+        out = process.communicate(timeout=30)[0]
     assert process.returncode == (128 + number if number == signal.SIGTERM else -number)
+    assert "can be snapshotted" not in out
     until(lambda: not sandboxes(process.pid))
     if number == signal.SIGTERM:
         assert scratch() == before
@@ -282,12 +311,15 @@ def test_where_sandboxes_are_forbidden_it_says_so() -> None:
     [
         (("--drift", "weights"), "for a profile that names its weights"),
         (("--drift", "weights", "--weights", "/nowhere/model.gguf"), "for weights that are there: /nowhere/model.gguf"),
-        (("--mount", "/nowhere:/x"), "FOLDER:PATH"),
+        (("--drift", "weights", "--drift", "weights-moved"), "at most one of weights"),
+        (("--mount", "/nowhere:/x"), "a folder that exists here, as /nowhere does not"),
+        (("--mount", "/var:/"), "none of / /proc /dev /sys"),
+        (("--mount", "/etc:/x", "--mount", "/var:/x/"), "the only one at its PATH"),
     ],
 )
 def test_bad_arguments_are_named(args: tuple[str, ...], said: str) -> None:
     """What cannot be drifted or mounted ends it before a sandbox is made."""
-    with rehearsing(FAKE, *args) as process:
+    with rehearsing(FAKE, *args, env={"API_KEY": ""}) as process:
         _, err = process.communicate(timeout=30)
     assert process.returncode == 2
     assert said in err

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from supervisor import events
 from supervisor.cli.rehearsal.bundle import Mount, Program
-from supervisor.cli.rehearsal.drift import Weight, drifted_env, staged
+from supervisor.cli.rehearsal.drift import ASIDE, Weight, drifted_env, staged
 from supervisor.cli.rehearsal.image import found_in
 from supervisor.cli.rehearsal.report import Report, event_of
 from supervisor.cli.rehearsal.stages import Stage
@@ -63,14 +63,14 @@ def weights_in(folder: Path) -> Weight:
 
 @pytest.mark.parametrize("kind", ["weights", "weights-moved", "weights-truncated"])
 def test_weights_drift_in_a_copy(tmp_path: Path, kind: str) -> None:
-    """The staged copy changes when it is told to, its neighbours stay in sight, and the real files are left alone."""
+    """The staged copy changes when it is told to; neighbours stay in sight; the real files can be touched by nobody."""
     weight = weights_in(tmp_path / "models")
     real = weight.host.read_bytes()
-    mounts, drift = staged([weight], [kind], tmp_path / "stage")
+    mounts, drift = staged([weight], [kind, kind], tmp_path / "stage")
     stage = mounts[0].source
     assert mounts == [
         Mount(source=stage, target=weight.inside.parent),
-        Mount(source=weight.host.parent / "more", target=weight.inside.parent / "more"),
+        Mount(source=weight.host.parent, target=ASIDE / "0", readonly=True),
     ]
     copy = stage / "model.gguf"
     assert copy.read_bytes() == real
@@ -80,15 +80,33 @@ def test_weights_drift_in_a_copy(tmp_path: Path, kind: str) -> None:
         case "weights":
             assert copy.stat().st_ino != inode
             assert len(copy.read_bytes()) == len(real)
-            assert copy.read_bytes()[: len(real) // 10] == real[: len(real) // 10]
+            assert copy.read_bytes()[: len(real) // 4] == real[: len(real) // 4]
             assert copy.read_bytes() != real
         case "weights-moved":
             assert not copy.exists()
         case "weights-truncated":
             assert copy.stat().st_size == len(real) // 2
     assert weight.host.read_bytes() == real
-    assert (stage / "template.jinja").read_text() == (stage / "link").read_text() == "template"
-    assert (stage / "more").is_dir()
+    links = {name: str((stage / name).readlink()) for name in ("template.jinja", "more", "link")}
+    assert links == {name: str(ASIDE / "0" / name) for name in links}
+
+
+def test_one_drift_of_weights_at_a_time(tmp_path: Path) -> None:
+    """A file cannot be moved and truncated both, and a second change could undo the first."""
+    with pytest.raises(ProfileError, match="at most one of weights, weights-moved, weights-truncated"):
+        staged([weights_in(tmp_path / "models")], ["weights-moved", "weights-truncated"], tmp_path / "stage")
+
+
+def test_weights_behind_links_and_mounts(tmp_path: Path) -> None:
+    """A link leads to the file that drifts, as in a cache of downloads; a mount tells where the sandbox sees it."""
+    blob = tmp_path / "blobs" / "abc"
+    blob.parent.mkdir()
+    blob.touch()
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots" / "m.gguf").symlink_to("../blobs/abc")
+    assert Weight.at(tmp_path / "snapshots" / "m.gguf") == Weight(host=blob, inside=blob)
+    mount = Mount(source=tmp_path, target=Path("/models"))
+    assert Weight.at(Path("/models/snapshots/m.gguf"), [mount]) == Weight(host=blob, inside=Path("/models/blobs/abc"))
 
 
 def test_without_drift_of_weights_nothing_is_copied(tmp_path: Path) -> None:
@@ -105,7 +123,7 @@ def test_drift_needs_weights(tmp_path: Path) -> None:
     """A profile without weights, or with a file that is not there, cannot drift."""
     with pytest.raises(ProfileError, match="names its weights"):
         staged([], ["weights"], tmp_path)
-    with pytest.raises(ProfileError, match=r"that are there: .*/model\.gguf"):
+    with pytest.raises(ProfileError, match=r"that are there: .*/model\.gguf is not"):
         staged([Weight.at(tmp_path / "model.gguf")], ["weights"], tmp_path / "stage")
 
 
@@ -136,27 +154,40 @@ def test_events_are_read_as_the_console_writes_them() -> None:
 
 
 def report_of(*lines: str, **fields: object) -> Report:
-    report = Report(spec="x", image_bytes=1, **fields)  # type: ignore[arg-type]
+    """A rehearsal that came to its end."""
+    report = Report(spec="x", **({"image_bytes": 1, "restore_began": 1.0, "finished": True} | fields))  # type: ignore[arg-type]
     for line in lines:
         report.see(line)
     return report
 
 
-PASSED = "   0.1 [info     ] step.passed          point={} step='{}' took_s=0.1".replace("0.1 ", "0.10 ")
+PASSED = "   0.10 [info     ] step.passed          point={} step='{}' took_s=0.1"
+GOOD = (
+    PASSED.format("before_seal", "golden text record"),
+    PASSED.format("before_seal", "contract"),
+    PASSED.format("after_resume", "golden text replay"),
+)
 
 
 def test_verdicts_and_exit_codes() -> None:
     """5 is for what a snapshot would not survive; what failed before keeps its own code."""
-    good = report_of(PASSED.format("before_seal", "contract"), PASSED.format("after_resume", "golden text replay"))
+    good = report_of(*GOOD)
     assert good.exit_status == 0
     told = json.loads(good.to_json())
-    assert told["contract"] == {"verdict": "passed", "detail": "contract"}
+    assert told["contract"]["verdict"] == "passed"
     assert told["golden"] == {"verdict": "passed", "detail": "golden text replay"}
-    assert report_of(healed="it died").exit_status == 5
-    assert report_of(strays=("HF_TOKEN",)).exit_status == 5
-    assert report_of(failure="restore failed").exit_status == 5
+    assert told["exit_status"] == 0
+    assert report_of(*GOOD, healed="it died").exit_status == 5
+    assert report_of(*GOOD, strays=("HF_TOKEN",)).exit_status == 5
+    assert report_of(*GOOD, finished=False, failure="restore failed", status=1).exit_status == 5
+    assert report_of(*GOOD[:2]).exit_status == 5  # recorded, and never asked for again
+    assert report_of(GOOD[1]).exit_status == 0  # no model's server: there is no answer to compare
+    assert report_of(*GOOD[:2], restore_began=None, finished=False, failure="no checkpoint", status=1).exit_status == 1
     assert Report(spec="x", failure="warmup", point="warmup", status=4).exit_status == 4
     assert Report(spec="x", failure="contract", point="before_seal", status=4).exit_status == 5
+    interrupted = report_of(*GOOD, finished=False, failure="interrupted by SIGHUP", status=129)
+    assert interrupted.exit_status == 129
+    assert "not rehearsed to its end" in str(interrupted.table().title)
 
 
 def test_times_come_from_the_stages() -> None:
@@ -164,11 +195,12 @@ def test_times_come_from_the_stages() -> None:
     stages = {
         "restored": Stage(name="restored", at=11.0),
         "resumed": Stage(name="resumed", at=11.5, fields={"took_s": 0.4, "healed": False, "reason": ""}),
-        "answered": Stage(name="answered", at=12.0, fields={"took_s": 0.2, "text": "[bold]hi"}),
+        "answered": Stage(name="answered", at=12.0, fields={"took_s": 0.2, "text": "[bold]hi\x1b]0;owned\x07\ud83d"}),
     }
-    report = Report(spec="x", cold_s=6.0)
-    report.restored(stages, 10.0)
+    report = Report(spec="x", cold_s=5.8, restore_began=10.0)
+    report.restored(stages)
     assert (report.restore_s, report.resume_s, report.answer_s, report.first_answer_s) == (1.0, 0.4, 0.2, 2.0)
+    assert report.answer == "[bold]hi?"
     assert report.speed_up == 3.0
     screen = StringIO()
     Console(file=screen, width=100).print(report.table())

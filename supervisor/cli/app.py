@@ -25,12 +25,12 @@ def main() -> None:
     """Run a server as a child process, prove that it is ready, and keep it so.
 
     Exit codes: 0 stopped on request; 1 crashed after READY and the budget is spent; 2 bad arguments or profile; 3 never
-    became ready; 4 a warmup or verification step failed.
+    became ready; 4 a warmup or verification step failed; 5 (`rehearse`) it would not survive a snapshot.
     """
     settle()
 
 
-@main.command("run")
+@main.command("run", short_help="Supervise a profile, or `local`: Gemma 3 270M.")
 @click.argument("spec")
 @shared_options
 @speaks
@@ -40,7 +40,7 @@ def run_command(spec: str, **given: Any) -> int:
     return session.run(profile, hooks, log_format=given["log_format"], key_variable=given["api_key_env"])
 
 
-@main.command("exec")
+@main.command("exec", short_help="Supervise any HTTP server.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @shared_options
 @speaks
@@ -56,7 +56,7 @@ def exec_command(command: tuple[str, ...], **given: Any) -> int:
     return session.run(profile, hooks, log_format=given["log_format"], key_variable=given["api_key_env"])
 
 
-@main.command("argv")
+@main.command("argv", short_help="Print the command that a profile would run.")
 @click.argument("spec")
 @shared_options
 @speaks

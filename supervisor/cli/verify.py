@@ -19,7 +19,7 @@ __all__ = ["verify"]
 _WIDTH: Final = 140  # of a log, which no terminal limits
 
 
-@click.command("verify")
+@click.command("verify", short_help="Check any OpenAI-compatible endpoint.")
 @click.argument("url")
 @click.option("--api-key-env", metavar="NAME", help="The variable that holds the endpoint's key.")
 @click.option("--open", "open_access", is_flag=True, help="The endpoint is meant to answer without a key.")

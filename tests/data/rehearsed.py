@@ -32,6 +32,19 @@ def fake() -> tuple[Profile, Hooks]:
     return profile, Hooks(warmup=(Text(),), liveness=(Text(),))
 
 
+ASYNCIO = """
+import asyncio, sys
+async def answer(reader, writer):
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\nConnection: close\\r\\n\\r\\nok")
+    writer.close()
+async def main():
+    await (await asyncio.start_server(answer, "127.0.0.1", int(sys.argv[1]))).serve_forever()
+asyncio.run(main())
+"""
+asyncio_server = Profile(name="asyncio", command=(sys.executable, "-c", ASYNCIO, "{port}"), inherit_env=("PATH",))
+
+
 def mmap() -> tuple[Profile, Hooks]:
     """Gemma 3 270M with its weights mapped, as llama-server does unless told otherwise; no restart may repair them."""
     hooks = Hooks(before_start=(local.AssembleModel(),), warmup=(Text(),))

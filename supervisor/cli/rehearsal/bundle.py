@@ -29,10 +29,11 @@ _OWN: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
-    """A file or folder of the host at a path of the sandbox; both sides see each other's writes."""
+    """A file or folder of the host at a path of the sandbox; both sides see each other's writes, unless `readonly`."""
 
     source: Path
     target: Path
+    readonly: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +47,13 @@ class Program:
     def write(self, folder: Path, mounts: Sequence[Mount]) -> None:
         """Makes `folder` the bundle of this program, in place of what was there."""
         bound = [
-            {"destination": str(m.target), "type": "bind", "source": str(m.source), "options": ["rbind", "rw"]}
-            for m in sorted(mounts, key=lambda mount: mount.target.parts)  # outer ones first
+            {
+                "destination": str(mount.target),
+                "type": "bind",
+                "source": str(mount.source),
+                "options": ["rbind", "ro" if mount.readonly else "rw"],
+            }
+            for mount in sorted(mounts, key=lambda mount: mount.target.parts)  # outer ones first
         ]
         process = {
             "user": {"uid": 0, "gid": 0},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import tempfile
 import time
@@ -17,11 +19,12 @@ from supervisor.cli.options import override, shared_options
 from supervisor.cli.rehearsal.bundle import Mount
 from supervisor.cli.rehearsal.drift import CLOCK_S, KINDS, drifted_env, staged
 from supervisor.cli.rehearsal.report import Report
-from supervisor.cli.rehearsal.sandbox import Sandbox, SandboxFailed, runsc
+from supervisor.cli.rehearsal.sandbox import Sandbox, SandboxUnavailable, runsc
 from supervisor.cli.rehearsal.stages import StageFailed, Stages, let_go
 from supervisor.cli.rehearsal.subject import EXCHANGE, Subject, of_entry, of_profile, prepared
 from supervisor.cli.signals import Signals
 from supervisor.cli.spec import load
+from supervisor.errors import ProfileError, SupervisorError
 from supervisor.redact import Redactor
 
 __all__ = ["rehearse"]
@@ -29,9 +32,11 @@ __all__ = ["rehearse"]
 _WIDTH: Final = 140  # of a log, which no terminal limits
 
 
-@click.command("rehearse")
+@click.command("rehearse", short_help="Snapshot and restore a server in a sandbox here.")
 @click.argument("spec")
-@click.option("--drift", multiple=True, type=click.Choice(KINDS), help="What is different at the restore. Repeatable.")
+@click.option(
+    "--drift", multiple=True, type=click.Choice(tuple(KINDS)), help="What is different at the restore. Repeatable."
+)
 @click.option(
     "--suspend-s", type=click.FloatRange(min=0), default=0.0, help="How long it lies saved.  [0; 30 for clock]"
 )
@@ -45,8 +50,17 @@ _WIDTH: Final = 140  # of a log, which no terminal limits
 def rehearse(spec: str, out: TextIO | None, **given: Any) -> int:
     """Snapshot and restore SPEC in a gVisor sandbox on this machine, and prove that it survives.
 
-    SPEC is that of `run`, or the file of a Modal entry, which then runs under Modal's own container entrypoint. The
-    real files are never changed: `--drift weights` and its kin work on a copy. Needs `runsc`, root, and no GPU.
+    SPEC is that of `run`, or the file of a Modal entry, which then runs under Modal's own container entrypoint; its
+    volumes are given by --mount, its key by --env API_KEY=... A profile that has neither snapshot contract nor golden
+    answers gets them, and one that restarts never restarts on a resume. Needs `runsc` and root; there is no GPU.
+
+    \b
+    --drift weights            another file of the same size is in place of the weights
+    --drift weights-moved      they have another name
+    --drift weights-truncated  they have lost their second half
+    --drift clock              30 s pass
+    --drift env                proxies, time zone and key are others
+    Weights drift in a copy; the real files are never changed.
 
     Exit codes: 0 it survives; 5 contract, golden answer or restore failed; others as for `run`: 2 bad arguments or no
     sandbox, 3 never ready, 4 a warmup failed.
@@ -60,39 +74,44 @@ def rehearse(spec: str, out: TextIO | None, **given: Any) -> int:
     subject = of_entry(spec, given) if spec.endswith(".py") else of_profile(spec, given)
     report = Report(spec=spec, drift=given["drift"], contract=not given["no_contract"], golden=not given["no_golden"])
     report.suspended_s = max(given["suspend_s"], CLOCK_S if "clock" in given["drift"] else 0.0)
-    number = anyio.run(_attended, subject, report)
-    if out:
-        out.write(report.to_json() + "\n")
+    try:
+        anyio.run(_attended, subject, report)
+    finally:
+        if out:
+            out.write(report.to_json() + "\n")
     _print(report, to_stderr=out is not None and out.name == "<stdout>")
-    return report.exit_status if number is None else 128 + number
+    return report.exit_status
 
 
-async def _attended(subject: Subject, report: Report) -> int | None:
-    """Rehearses until done, or until a signal asks to stop; returns its number then. Nothing is left either way."""
+async def _attended(subject: Subject, report: Report) -> None:
+    """Rehearses until done, or until a signal asks to stop; a second one does not wait. The report tells all."""
     signals = Signals()
-    number: int | None = None
     failure: Exception | None = None
     try:
         async with anyio.create_task_group() as tasks:
 
             async def listen() -> None:
-                nonlocal number
                 number = await signals.next()
-                tasks.cancel_scope.cancel()
+                report.failure, report.status = f"interrupted by {signal.Signals(number).name}", 128 + number
+                rehearsal.cancel()
+                os._exit(128 + await signals.next())  # the guardian ends the sandbox
 
             tasks.start_soon(listen)
-            try:
-                await _rehearse(subject, report)
-            except StageFailed as failed:
-                report.failure, report.point, report.status = failed.summary, failed.point, failed.status
-            except Exception as error:  # noqa: BLE001  raised again below, outside the group
-                failure = error
+            with anyio.CancelScope() as rehearsal:
+                try:
+                    await _rehearse(subject, report)
+                except StageFailed as failed:
+                    report.failure, report.point, report.status = failed.summary, failed.point, failed.status
+                except SupervisorError as error:
+                    report.failure, report.status = str(error), error.cli_status
+                    failure = error if isinstance(error, SandboxUnavailable | ProfileError) else None
+                except Exception as error:  # noqa: BLE001  raised again below, outside the group
+                    report.failure, report.status, failure = f"{type(error).__name__}: {error}", 1, error
             tasks.cancel_scope.cancel()
     finally:
         signals.close()
     if failure is not None:
         raise failure
-    return number
 
 
 async def _rehearse(subject: Subject, report: Report) -> None:
@@ -133,15 +152,13 @@ async def _rehearse(subject: Subject, report: Report) -> None:
         await anyio.to_thread.run_sync(drift)
         await anyio.sleep(max(0.0, report.suspended_s - (time.monotonic() - saved)))
         let_go(exchange, drifted_env(report.drift, subject.key_variable))
-        began = time.monotonic()
-        report.suspended_s = began - saved
+        report.restore_began = time.monotonic()
+        report.suspended_s = report.restore_began - saved
         try:
             async with sandbox.run(mounts, restore=True) as running:
                 await stages.wait("stopped", running)
-        except SandboxFailed as failure:
-            report.failure = str(failure)
         finally:
-            report.restored(stages.reached, began)
+            report.restored(stages.reached)
 
 
 def _print(report: Report, *, to_stderr: bool) -> None:

@@ -1,7 +1,8 @@
 """What is different when a snapshot is restored: another container, later, over volumes that went on changing.
 
 Weights drift in a copy: the folder that holds them is staged, mounted over the real one in the sandbox, and changed
-between the checkpoint and the restore. The real files are never touched.
+between the checkpoint and the restore. The real files are never touched;
+what lies beside them is seen, and may not be written.
 """
 
 from __future__ import annotations
@@ -14,12 +15,20 @@ from pathlib import Path
 from typing import Final, Self
 
 from supervisor.cli.rehearsal.bundle import Mount
-from supervisor.errors import ProfileError
+from supervisor.errors import require
 
-__all__ = ["CLOCK_S", "KINDS", "Weight", "drifted_env", "staged"]
+__all__ = ["ASIDE", "CLOCK_S", "KINDS", "Weight", "drifted_env", "staged"]
 
-KINDS: Final = ("weights", "weights-moved", "weights-truncated", "clock", "env")
+ASIDE: Final = Path("/warmboot-aside")  # where the sandbox sees the real folders of the weights
 CLOCK_S: Final = 30.0  # of suspension, for `clock`
+KINDS: Final = {
+    "weights": "another file of the same size in place of the weights: the same head, other numbers",
+    "weights-moved": "the weights have another name",
+    "weights-truncated": "the weights have lost their second half",
+    "clock": f"{CLOCK_S:.0f} s pass",
+    "env": "the host's environment has a proxy that leads nowhere, another time zone, another key",
+}
+"""What may drift, and how."""
 _BLOCK_BYTES: Final = 1 << 20
 
 
@@ -31,9 +40,16 @@ class Weight:
     inside: Path
 
     @classmethod
-    def at(cls, path: Path) -> Self:
-        """One that both see in the same place; links among its folders are followed."""
-        real = Path(os.path.realpath(path.parent)) / path.name
+    def at(cls, path: Path, mounts: Sequence[Mount] = ()) -> Self:
+        """The file that a path of the sandbox leads to, links followed, as those of a cache of downloads."""
+        host = path
+        for mount in mounts:
+            if path.is_relative_to(mount.target):
+                host = mount.source / path.relative_to(mount.target)
+        real = Path(os.path.realpath(host))
+        for mount in mounts:
+            if real.is_relative_to(mount.source):
+                return cls(host=real, inside=mount.target / real.relative_to(mount.source))
         return cls(host=real, inside=real)
 
 
@@ -48,39 +64,35 @@ def staged(weights: Sequence[Weight], kinds: Sequence[str], folder: Path) -> tup
     Raises:
         ProfileError: there are no weights that could drift, or they are not on this machine.
     """
-    changes = [_CHANGES[kind] for kind in kinds if kind in _CHANGES]
+    changes = {kind: _CHANGES[kind] for kind in kinds if kind in _CHANGES}
     if not changes:
         return [], lambda: None
-    if not weights:
-        raise ProfileError(field="--drift", value=kinds[0], allowed="for a profile that names its weights (--weights)")
+    require(len(changes) == 1, "--drift", " ".join(changes), f"at most one of {', '.join(_CHANGES)}")
+    ((kind, change),) = changes.items()
+    require(bool(weights), "--drift", kind, "for a profile that names its weights (--weights)")
+    for weight in weights:
+        require(weight.host.is_file(), "--drift", kind, f"for weights that are there: {weight.host} is not")
+    folder.mkdir()
+    needed, free = sum(weight.host.stat().st_size for weight in weights), shutil.disk_usage(folder).free
+    room = f"smaller: a copy of the weights takes {needed} bytes, and {folder} has {free}. Set TMPDIR to a larger disk"
+    require(needed < free, "--drift", kind, room)
     copies: list[Path] = []
     mounts: list[Mount] = []
-    for host, inside in dict.fromkeys((weight.host.parent, weight.inside.parent) for weight in weights):
-        stage = folder / str(len(mounts))
-        stage.mkdir(parents=True)
-        mounts.append(Mount(source=stage, target=inside))
+    for number, (host, inside) in enumerate(dict.fromkeys((w.host.parent, w.inside.parent) for w in weights)):
+        stage, aside = folder / str(number), ASIDE / str(number)
+        stage.mkdir()
+        mounts += [Mount(source=stage, target=inside), Mount(source=host, target=aside, readonly=True)]
         names = {weight.host.name for weight in weights if weight.host.parent == host}
-        if missing := sorted(name for name in names if not (host / name).is_file()):
-            raise ProfileError(
-                field="--drift", value=kinds[0], allowed=f"for weights that are there: {host / missing[0]}"
-            )
         for entry in os.scandir(host):
-            copy = stage / entry.name
             if entry.name in names:
-                shutil.copyfile(entry.path, copy)
-                copies.append(copy)
-            elif entry.is_symlink():
-                copy.symlink_to(os.readlink(entry.path))
-            elif entry.is_dir():
-                copy.mkdir()  # where the real one is mounted
-                mounts.append(Mount(source=Path(entry.path), target=inside / entry.name))
-            elif entry.is_file():
-                _link(Path(entry.path), copy)
+                shutil.copyfile(entry.path, stage / entry.name)
+                copies.append(stage / entry.name)
+            else:
+                (stage / entry.name).symlink_to(aside / entry.name)
 
     def drift() -> None:
         for copy in copies:
-            for change in changes:
-                change(copy)
+            change(copy)
 
     return mounts, drift
 
@@ -98,8 +110,8 @@ def _replace(path: Path) -> None:
     other = path.with_name(f"{path.name}.other")
     size = path.stat().st_size
     with path.open("rb") as source, other.open("wb") as target:
-        while block := source.read(_BLOCK_BYTES):
-            target.write(block if source.tell() <= size // 4 else block[::-1])
+        while block := source.read(min(_BLOCK_BYTES, size // 4 + 1)):
+            target.write(block if source.tell() <= size // 3 else block[::-1])
     other.replace(path)
 
 
@@ -109,13 +121,6 @@ def _move(path: Path) -> None:
 
 def _truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
-
-
-def _link(path: Path, copy: Path) -> None:
-    try:
-        copy.hardlink_to(path)
-    except OSError:  # another file system
-        shutil.copyfile(path, copy)
 
 
 _CHANGES: Final[dict[str, Callable[[Path], None]]] = {

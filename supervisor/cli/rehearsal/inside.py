@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
+import anyio
+
+from hooks.answer import BadAnswer, ask
 from hooks.contract import Finding, SnapshotContract
+from hooks.warmup import chat
 from supervisor import events
 from supervisor.cli.rehearsal.report import NOTE
 from supervisor.cli.rehearsal.stages import await_restore, tell
@@ -20,7 +26,8 @@ from supervisor.sink import Sink
 
 __all__ = ["inside"]
 
-_QUESTION = "Write one sentence about the sea."
+_QUESTION: Final = "Write one sentence about the sea."
+_MAX_TOKENS: Final = 16
 
 
 def inside(profile: Profile, hooks: Hooks, exchange: Path) -> int:
@@ -40,22 +47,28 @@ def inside(profile: Profile, hooks: Hooks, exchange: Path) -> int:
             tell("sealed", took_s=time.monotonic() - began)
             os.environ.update(await_restore(exchange))
             tell("restored")
+            healing.reason = ""  # a restart before is another matter
             during, began = "resume", time.monotonic()
             daemon.resume()
             tell("resumed", took_s=time.monotonic() - began, healed=bool(healing.reason), reason=healing.reason)
             during, began = "answer", time.monotonic()
-            text = _ask(daemon.supervised.child, chat=bool(hooks.warmup))
+            text = anyio.run(_ask, daemon.supervised.child, bool(hooks.warmup))
             tell("answered", took_s=time.monotonic() - began, text=text)
             during, began = "stop", time.monotonic()
             daemon.stop()
             tell("stopped", took_s=time.monotonic() - began)
-        except SupervisorError as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, the other side must hear of it
             daemon.stop()
+            if not isinstance(error, SupervisorError | BadAnswer):
+                sink.say(traceback.format_exc())
             sink.flush()
-            point = getattr(error, "point", None)
-            kind = type(error).__name__
-            tell("failed", during=during, error=kind, detail=error.summary, point=point, status=error.cli_status)
-            return error.cli_status
+            # Of several lives in a row, the first one's end is the restore's doing.
+            first = f"{healing.reason} The cold start in its place failed too: " if healing.reason else ""
+            detail = first + (error.summary if isinstance(error, SupervisorError) else str(error))
+            status = error.cli_status if isinstance(error, SupervisorError) else 4
+            kind, point = type(error).__name__, getattr(error, "point", None)
+            tell("failed", during=during, error=kind, detail=detail, point=point, status=status)
+            return status
     return 0
 
 
@@ -85,25 +98,12 @@ class _Healing:
             case events.Failed():
                 self._failure = f"{event.error}: {event.detail}"
             case events.ChildRestarting():
-                self.reason = self._failure
+                self.reason = self.reason or self._failure
 
 
-def _ask(child: Child, *, chat: bool) -> str:
+async def _ask(child: Child, is_model: bool) -> str:
     """What a user would ask first: a chat, or, of a server that is no model's, its health."""
-    import httpx
-
-    key = child.profile.api_key
-    limit_s = child.profile.timeouts.step_s
-    headers = {"Authorization": f"Bearer {key.reveal()}"} if key else {}
-    with httpx.Client(base_url=child.url, headers=headers, timeout=limit_s, trust_env=False) as client:
-        if not chat:
-            return f"HTTP {client.get(child.profile.health.path).status_code}"
-        body = {
-            "model": child.profile.health.model_id or "default",
-            "messages": [{"role": "user", "content": _QUESTION}],
-            "max_tokens": 16,
-            "temperature": 0,
-        }
-        answer = client.post("/v1/chat/completions", json=body)
-        message = answer.raise_for_status().json()["choices"][0]["message"]
-        return child.redact(str(message.get("content") or message.get("reasoning_content") or ""))
+    if not is_model:
+        return f"HTTP {(await ask(child, child.profile.health.path)).status}"
+    answer = await chat(child, _QUESTION, _MAX_TOKENS, None)
+    return answer.text({name: answer.message().get(name) for name in ("content", "reasoning_content")})

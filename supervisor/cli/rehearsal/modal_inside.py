@@ -58,6 +58,7 @@ def modal_inside(entry: Path, exchange: Path, given: Mapping[str, str]) -> int:
     """
     during, redact = "start", Redactor(())
     tell("starting")
+    _to_stderr("rehearsal: `modal deploy` to a control plane in the sandbox; nothing leaves this machine")
     try:
         with tempfile.TemporaryDirectory(prefix="warmboot-modal-") as name, ControlPlane(any_secret=True) as plane:
             function = _deployed(plane, entry, Path(name), given)

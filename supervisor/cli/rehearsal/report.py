@@ -8,19 +8,31 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from supervisor.cli.rehearsal.drift import KINDS as DRIFT
+from supervisor.sink import clean
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from supervisor.cli.rehearsal.stages import Stage
+    from supervisor.contract import Step
 
-__all__ = ["BROKEN", "NOTE", "Event", "Report", "event_of"]
+__all__ = ["BROKEN", "NOTE", "Event", "Report", "event_of", "is_golden"]
 
 # An event as the console's log shows it; the server's own lines are indented otherwise.
 _EVENT: Final = re.compile(r"^ *\d+\.\d\d \[(\w+) *\] ([a-z]+\.[a-z]+)\b *(.*)$")
-_FIELD: Final = re.compile(r"(\w+)=('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\S*)")
+_TEXT: Final = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+_FIELD: Final = re.compile(rf"(\w+)=(\((?:{_TEXT}|[^()'\"])*\)|{_TEXT}|\S*)")
+_GOLDEN: Final = (" record", " replay")  # ends the names of golden Steps
+_SIGNALLED: Final = 128  # exit codes above it tell a signal
 _TIMERS: Final = ("child.unanswering", "child.unresponsive")
 NOTE: Final = "contract: "  # begins a line of the log that tells what the contract found
 BROKEN: Final = 5  # the exit code: a snapshot of this server cannot be trusted
+
+
+def is_golden(step: Step) -> bool:
+    """Whether a Step records or replays a golden answer."""
+    return step.name.endswith(_GOLDEN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +40,7 @@ class Event:
     """One event of the lifecycle in the sandbox."""
 
     name: str
-    fields: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 def event_of(line: str) -> Event | None:
@@ -38,11 +50,11 @@ def event_of(line: str) -> Event | None:
     return Event(name=match[2], fields={name: _plain(value) for name, value in _FIELD.findall(match[3])})
 
 
-def _plain(value: str) -> str:
-    """A value as it was before the console's log quoted it."""
+def _plain(value: str) -> Any:
+    """A value as it was before the console's log wrote it."""
     try:
-        return str(ast.literal_eval(value)) if value[:1] in ("'", '"') else value
-    except (ValueError, SyntaxError):  # a quote that is the text's own
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):  # a text that needed no quotes
         return value
 
 
@@ -60,7 +72,7 @@ class Report:
         answer: its text.
         healed: why the restored server was replaced by a cold start; empty: it was not.
         strays: secrets of the environment that lie in the image although the server does not need them.
-        failure: why the rehearsal ended early, and its exit code.
+        failure, point, status: why the rehearsal ended early, where, and the exit code of that; finished: it did not.
         notes: what the contract warned of.
         events: those of the sandbox, in order.
     """
@@ -70,6 +82,7 @@ class Report:
     contract: bool = True
     golden: bool = True
     suspended_s: float = 0.0
+    restore_began: float | None = field(default=None, repr=False)
     cold_s: float | None = None
     seal_s: float | None = None
     checkpoint_s: float | None = None
@@ -84,6 +97,7 @@ class Report:
     failure: str = ""
     point: str | None = None
     status: int = 0
+    finished: bool = False
     notes: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list, repr=False)
 
@@ -91,20 +105,25 @@ class Report:
         """Takes a line of the log."""
         if (event := event_of(line)) is not None:
             self.events.append(event)
-        elif line.startswith(NOTE):
+        elif line.startswith(NOTE) and line.removeprefix(NOTE).startswith("warning"):
             self.notes.append(line.removeprefix(NOTE))
 
     @property
     def exit_status(self) -> int:
         """0: it can be trusted; 5: contract, golden answer or restore failed; else that of what failed before."""
-        if self.failure and self.point != "before_seal" and self.image_bytes is None:
+        if self.status > _SIGNALLED:
             return self.status
-        return BROKEN if self.failure or self.healed or self.strays else 0
+        if self.failure and self.point != "before_seal" and (self.image_bytes is None or self.restore_began is None):
+            return self.status
+        lost = self.golden and self.steps("before_seal", golden=True)[0] != self.steps("after_resume", golden=True)[0]
+        return 0 if self.finished and not (self.healed or self.strays or lost) else BROKEN
 
     @property
     def speed_up(self) -> float | None:
-        """How many times sooner a restore answers than a cold start is READY."""
-        return self.cold_s / self.first_answer_s if self.cold_s and self.first_answer_s else None
+        """How many times sooner a restore answers than a cold start does, which takes one answer more than READY."""
+        if not self.cold_s or not self.first_answer_s or self.answer_s is None or self.healed:
+            return None
+        return (self.cold_s + self.answer_s) / self.first_answer_s
 
     @property
     def timers(self) -> tuple[str, ...]:
@@ -118,16 +137,18 @@ class Report:
             for event in self.events
             if event.name in ("step.passed", "step.failed")
             and event.fields.get("point") == point
-            and event.fields.get("step", "").startswith("golden") is golden
+            and event.fields.get("step", "").endswith(_GOLDEN) is golden
         ]
         for event in mine:
             if event.name == "step.failed":
                 return "failed", event.fields.get("reason", "")
         return ("passed", ", ".join(event.fields.get("step", "") for event in mine)) if mine else ("not run", "")
 
-    def restored(self, stages: dict[str, Stage], began: float) -> None:
+    def restored(self, stages: dict[str, Stage]) -> None:
         """Takes the times of a restored run from its stages."""
-        for name in ("restored", "resumed", "answered"):
+        began = self.restore_began
+        assert began is not None
+        for name in ("restored", "resumed", "answered", "stopped"):
             if (stage := stages.get(name)) is None:
                 return
             match name:
@@ -138,11 +159,15 @@ class Report:
                     self.healed = str(stage.fields["reason"] or "unknown") if stage.fields["healed"] else ""
                 case "answered":
                     self.answer_s, self.first_answer_s = stage.took_s, stage.at - began
-                    self.answer = str(stage.fields["text"])
+                    # Half a UTF-16 pair is valid JSON and cannot be written; control characters speak to terminals.
+                    self.answer = clean(str(stage.fields["text"]).encode("utf-8", "replace").decode())
+                case "stopped":
+                    self.finished = True
 
     def to_json(self) -> str:
         """The report as a JSON object."""
         values: dict[str, Any] = asdict(self)
+        del values["restore_began"], values["status"]
         values |= {"exit_status": self.exit_status, "speed_up": self.speed_up, "timers": self.timers}
         values |= {
             "contract": dict(zip(("verdict", "detail"), self._contract(), strict=True)),
@@ -155,11 +180,12 @@ class Report:
         from rich.table import Table
         from rich.text import Text
 
-        verdict = "can be snapshotted" if self.exit_status == 0 else "not to be trusted"
-        drift = f", with drift: {', '.join(self.drift)}" if self.drift else ""
-        table = Table(title=Text(f"{self.spec}: {verdict}{drift}"), title_justify="left", title_style="bold")
+        verdict = {0: "can be snapshotted", BROKEN: "not to be trusted"}.get(
+            self.exit_status, "not rehearsed to its end"
+        )
+        table = Table(title=Text(f"{self.spec}: {verdict}"), title_justify="left", title_style="bold")
         table.add_column("what", no_wrap=True)
-        table.add_column("", justify="right", no_wrap=True)
+        table.add_column("result", justify="right", no_wrap=True)
         table.add_column("detail", overflow="fold", ratio=1)
         for what, value, detail in self._rows():
             colour = {"failed": "red", "passed": "green", "none": "green"}.get(value, "")
@@ -169,29 +195,40 @@ class Report:
     def _rows(self) -> list[tuple[str, str, str]]:
         size = "" if self.image_bytes is None else f"{self.image_bytes / 1e6:.0f} MB"
         speed = "" if self.speed_up is None else f"{self.speed_up:.1f} x"
+        restored, saved = self.restore_s is not None, self.image_bytes is not None
+        timers = (", ".join(self.timers) or "none") if restored else ""
+        strays = (", ".join(self.strays) or "none") if saved else ""
         rows = [
-            ("cold start", _s(self.cold_s), "sandbox started, until READY, warmed up"),
-            ("seal", _s(self.seal_s), ""),
+            ("cold start", _s(self.cold_s), "from the start of the process until READY, warmed up"),
+            ("seal", _s(self.seal_s), "golden answers recorded, contract checked"),
             ("contract", *self._contract()),
-            ("checkpoint", _s(self.checkpoint_s), ""),
-            ("image", size, ""),
-            ("suspended", _s(self.suspended_s or None), ""),
+            ("checkpoint", _s(self.checkpoint_s), "every process, with its memory, to disk"),
+            ("image", size, "what that takes"),
+            ("suspended", _s(self.suspended_s if saved else None), "between checkpoint and restore"),
+            *(("drift", kind, DRIFT[kind]) for kind in self.drift),
             ("restore", _s(self.restore_s), "until the supervisor goes on"),
-            ("resume", _s(self.resume_s), "health and golden answer verified"),
+            ("resume", _s(self.resume_s), "health and golden answers verified"),
             ("golden answer", *self._golden()),
             ("first answer", _s(self.answer_s), self.answer),
             ("restore to answer", _s(self.first_answer_s), ""),
-            ("speed-up", speed, "cold start / restore to answer"),
-            ("timers fired", ", ".join(self.timers) or "none", ""),
-            ("secrets in image", ", ".join(self.strays) or "none", "the server does not need them" * bool(self.strays)),
+            ("speed-up", speed, "cold start and an answer / restore to answer, on this machine, without a GPU"),
+            ("timers fired", timers, "by the jump of the clock"),
+            ("stray secrets", strays, "of this environment in the image, besides the server's own"),
             ("cold start instead", "failed" if self.healed else "", self.healed),
-            *(("warning", "", note) for note in self.notes),
-            ("failure", "failed" if self.failure else "", self.failure),
+            *(("warning", "contract", note) for note in self.notes),
+            ("failure", "failed" if self.failure else "", self._failure()),
         ]
-        return [row for row in rows if row[1] or row[0] == "warning"]
+        return [row for row in rows if row[1]]
+
+    def _failure(self) -> str:
+        # What the contract's own row tells in full is not told twice.
+        return "refused at the seal" if self.point == "before_seal" else self.failure
 
     def _contract(self) -> tuple[str, str]:
-        return self.steps("before_seal", golden=False) if self.contract else ("off", "switched off")
+        if not self.contract:
+            return "off", "switched off"
+        verdict, detail = self.steps("before_seal", golden=False)
+        return verdict, "what a snapshot cannot carry is not there" if verdict == "passed" else detail
 
     def _golden(self) -> tuple[str, str]:
         if not self.golden:

@@ -31,6 +31,13 @@ __all__ = ["Running", "Sandbox", "SandboxFailed", "SandboxUnavailable", "runsc"]
 
 _STOP: Final = Stop(grace_s=5.0)
 _LIMITS: Final = LogLimits(max_line_bytes=1 << 20, tail_lines=20)
+_DELETE_S: Final = 20.0
+_SHOWN: Final = 300  # characters of what runsc says
+_WAITERS: Final = (
+    ". This runsc saves no TCP listener that an event loop (epoll) waits on, as asyncio servers have it; that says "
+    "nothing about the server. A newer runsc may"
+)
+_OWN_WORDS: Final = ("running container:", "creating container:", "starting container:")
 _NOT_PERMITTED: Final = ("operation not permitted", "permission denied", "must be run as root")
 
 OnLine = Callable[[Stream, str], None]
@@ -117,7 +124,7 @@ class Sandbox:
             async with self._spawn((command, "--bundle", str(bundle), *image, self._name), self._on_line) as running:
                 yield running
         finally:
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(_DELETE_S, shield=True):
                 async with self._spawn(("delete", "--force", self._name), _ignore) as deletion:
                     await deletion.ended.wait()
 
@@ -128,10 +135,15 @@ class Sandbox:
             SandboxFailed: it could not be saved; the reason is in the tail.
         """
         self.image.mkdir()
-        async with self._spawn(("checkpoint", "--image-path", str(self.image), self._name), _ignore) as running:
+        said: list[str] = []
+        argv = ("checkpoint", "--image-path", str(self.image), self._name)
+        async with self._spawn(argv, lambda _, line: said.append(line)) as running:
             await running.ended.wait()
         if running.exit_code != 0:
-            raise running.failure()
+            # Its words come first; a trace of its own stack follows.
+            words = "".join(line[:_SHOWN] for line in said[:1])
+            waiters = _WAITERS if "tcp.endpoint" in words else ""
+            raise SandboxFailed(what=f"runsc cannot save this sandbox: {words}{waiters}", exit_code=running.exit_code)
         return sum(file.stat().st_size for file in self.image.iterdir())
 
     @asynccontextmanager
@@ -195,13 +207,11 @@ class Running:
     def failure(self) -> SandboxUnavailable | SandboxFailed:
         """The error for an end that nobody asked for."""
         tail = self._pump.tail()
-        refusals = [line for line in tail if any(said in line.lower() for said in _NOT_PERMITTED)]
-        if self._command == "run" and refusals:
-            reason = (
-                f"runsc may not make one here, as in most containers that are not privileged. It says: {refusals[0]}"
-            )
+        own = [line for line in tail if line.startswith(_OWN_WORDS)]
+        if self._command == "run" and any(said in line.lower() for line in own for said in _NOT_PERMITTED):
+            reason = f"runsc may not make one here, as in most containers that are not privileged. It says: {own[0]}"
             return SandboxUnavailable(reason=reason)
-        return SandboxFailed(what=f"`runsc {self._command}` ended", exit_code=self.exit_code, tail=tail)
+        return SandboxFailed(what=f"`runsc {self._command}` ended", exit_code=self.exit_code, tail=tuple(own) or tail)
 
 
 async def _plumb(scope: anyio.CancelScope, pump: LogPump, process: Process) -> None:

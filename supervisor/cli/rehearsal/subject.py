@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,17 +14,21 @@ from supervisor.cli.options import override, variables
 from supervisor.cli.rehearsal.bundle import Mount
 from supervisor.cli.rehearsal.drift import Weight
 from supervisor.cli.rehearsal.image import found_in
+from supervisor.cli.rehearsal.report import is_golden
 from supervisor.cli.spec import load
-from supervisor.contract import Child, Hooks
+from supervisor.contract import Child, Hooks, Step
 from supervisor.emitter import Emitter
-from supervisor.errors import ProfileError
+from supervisor.engines.llama_protocol import shards
+from supervisor.errors import require
 from supervisor.profile import Profile
 from supervisor.redact import GUESSED_MIN_CHARS, Redactor, Secret, is_secret_name
 from supervisor.steps import run_steps
 
 __all__ = ["EXCHANGE", "Subject", "of_entry", "of_profile", "prepared"]
 
-EXCHANGE: Final = Path("/run/warmboot-exchange")
+EXCHANGE: Final = Path("/warmboot-exchange")
+_TAKEN: Final = ("/", "/proc", "/dev", "/sys")
+_TELLING_CHARS: Final = 12
 _KEY: Final = "API_KEY"  # what every entry's secret holds
 
 
@@ -43,7 +47,12 @@ class Subject:
     def strays(self, image: Path) -> tuple[str, ...]:
         """Variables here whose secret values are in the image, though the server needs none of them. Blocks."""
         needed = {secret.reveal() for secret in self.secrets}
-        strange = {n: v.strip() for n, v in os.environ.items() if _secret(n, v) and v not in needed}
+        # A short one, or a plain word, is in every image.
+        strange = {
+            name: value.strip()
+            for name, value in os.environ.items()
+            if _secret(name, value) and value not in needed and len(value) >= _TELLING_CHARS and not value.isalpha()
+        }
         return found_in(image, strange) if strange else ()
 
 
@@ -52,11 +61,12 @@ def prepared(profile: Profile, hooks: Hooks, given: dict[str, Any]) -> tuple[Pro
     from hooks.contract import SnapshotContract
     from hooks.golden import goldens
 
+    profile = replace(profile, weights=tuple(part for path in profile.weights for part in shards(path)))
     if profile.restart.policy == "never":
         profile = replace(profile, restart=replace(profile.restart, policy="on-resume", max_restarts=1))
-    before = [step for step in hooks.before_seal if not _is(step, given)]
-    after = [step for step in hooks.after_resume if not _is(step, given)]
-    if not given["no_golden"] and hooks.warmup and not any(step.name.startswith("golden") for step in before):
+    before = [step for step in hooks.before_seal if not _is_off(step, given)]
+    after = [step for step in hooks.after_resume if not _is_off(step, given)]
+    if not given["no_golden"] and hooks.warmup and not any(map(is_golden, before)):
         pairs = goldens(mmproj="--mmproj" in profile.command)
         before = [*before, *(golden.record for golden in pairs)]
         after = [*(golden.replay for golden in pairs), *after]
@@ -65,22 +75,23 @@ def prepared(profile: Profile, hooks: Hooks, given: dict[str, Any]) -> tuple[Pro
     return profile, replace(hooks, before_seal=tuple(before), after_resume=tuple(after))
 
 
-def _is(step: Any, given: dict[str, Any]) -> bool:
+def _is_off(step: Step, given: dict[str, Any]) -> bool:
     """Whether a Step is one that was switched off."""
     from hooks.contract import SnapshotContract
 
     off = given["no_contract"] and isinstance(step, SnapshotContract)
-    return off or (given["no_golden"] and step.name.startswith("golden"))
+    return off or (given["no_golden"] and is_golden(step))
 
 
 def of_profile(spec: str, given: dict[str, Any]) -> Subject:
     profile, hooks = override(*load(spec), given)
+    mounts = _mounts(given)
     needed = {secret.reveal() for secret in profile.secrets}
     # As on a host that gives a container what it names and no more: secrets that the profile does not know stay here.
     env = {
         name: value
         for name, value in os.environ.items()
-        if not _secret(name, value) or value in needed or profile.inherit_env == ("*",)
+        if not _secret(name, value) or value in needed or any(fnmatchcase(name, p) for p in profile.inherit_env)
     }
 
     async def before() -> None:
@@ -89,10 +100,10 @@ def of_profile(spec: str, given: dict[str, Any]) -> Subject:
         await run_steps("before_start", hooks.before_start, child, Emitter(()))
 
     return Subject(
-        argv=(sys.executable, "-m", "supervisor", *sys.argv[1:], "--inside", str(EXCHANGE)),
+        argv=(sys.executable, "-m", "supervisor", *_without_json(sys.argv[1:]), "--inside", str(EXCHANGE)),
         env=env,
-        mounts=_mounts(given),
-        weights=tuple(Weight.at(path) for path in profile.weights),
+        mounts=mounts,
+        weights=tuple(Weight.at(part, mounts) for path in profile.weights for part in shards(path)),
         key_variable=profile.api_key_env,
         secrets=profile.secrets,
         before=before,
@@ -101,41 +112,59 @@ def of_profile(spec: str, given: dict[str, Any]) -> Subject:
 
 def of_entry(spec: str, given: dict[str, Any]) -> Subject:
     from modal_entry.rehearsal.entry import weights_of
+    from modal_entry.serving import BUILDS
 
+    meant = ("env", "drift", "suspend_s", "mounts", "log_format")  # the sheet decides the rest
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        require(name in meant or not value, option, value, "left out: a Modal entry is rehearsed as its sheet says")
     path = Path(spec).resolve()
     weights = weights_of(path)
-    secrets = {_KEY: Secret(os.environ.get(_KEY, ""), name=_KEY), **variables(given["env"])}
+    given_env = variables(given["env"])
+    secrets = [value for value in given_env.values() if isinstance(value, Secret)]
+    if _KEY not in given_env and os.environ.get(_KEY, "").strip():
+        secrets.append(Secret(os.environ[_KEY], name=_KEY))
     argv = [sys.executable, "-m", "supervisor.cli.rehearsal.modal_inside", str(path), "--exchange", str(EXCHANGE)]
     argv += [word for pair in given["env"] for word in ("--env", pair)]
     mounts = _mounts(given)
+    for path in (*weights, BUILDS):
+        there = Weight.at(path, mounts).host.exists()
+        require(there, "--mount", "nothing", f"FOLDER:PATH so that the entry finds {path}, as its volume has it")
     return Subject(
         argv=tuple(argv),
         env={name: value for name, value in os.environ.items() if name == _KEY or not _secret(name, value)},
         mounts=mounts,
-        weights=tuple(Weight(host=_behind(path, mounts), inside=path) for path in weights),
+        weights=tuple(Weight.at(path, mounts) for path in weights),
         key_variable=None,
-        secrets=tuple(value for value in secrets.values() if isinstance(value, Secret) and value.reveal()),
+        secrets=tuple(secrets),
     )
 
 
 def _mounts(given: dict[str, Any]) -> tuple[Mount, ...]:
-    found = []
+    found: list[Mount] = []
     for text in given["mounts"]:
         source, _, target = text.rpartition(":")
-        if not source or not target.startswith("/") or not Path(source).is_dir():
-            raise ProfileError(
-                field="--mount", value=text, allowed="FOLDER:PATH, a folder of this machine and an absolute path"
-            )
-        found.append(Mount(source=Path(source).resolve(), target=Path(target)))
+        require(bool(source) and target.startswith("/"), "--mount", text, "FOLDER:PATH with an absolute PATH")
+        require(
+            Path(source).is_dir(), "--mount", text, f"FOLDER:PATH with a folder that exists here, as {source} does not"
+        )
+        path = Path(os.path.normpath(target))
+        require(str(path) not in _TAKEN, "--mount", text, f"FOLDER:PATH with a PATH that is none of {' '.join(_TAKEN)}")
+        require(path not in [mount.target for mount in found], "--mount", text, "the only one at its PATH")
+        found.append(Mount(source=Path(source).resolve(), target=path))
     return tuple(found)
 
 
-def _behind(path: Path, mounts: tuple[Mount, ...]) -> Path:
-    """Where a path of the sandbox lies on the host."""
-    for mount in mounts:
-        with suppress(ValueError):
-            return mount.source / path.relative_to(mount.target)
-    return path
+def _without_json(argv: Sequence[str]) -> list[str]:
+    """The command line without `--json FILE`, which the command outside writes."""
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--json":
+            next(words, None)
+        elif not word.startswith("--json="):
+            kept.append(word)
+    return kept
 
 
 def _secret(name: str, value: str) -> bool:
