@@ -18,10 +18,11 @@ __all__ = ["io_uring", "remounted", "stale_files", "weights_mapped"]
 
 IO_URING: Final = "anon_inode:[io_uring]"
 # Shown as deleted files, and yet memory without a file: shm_open(3), memfd_create(2), shmget(2), shared and huge
-# anonymous pages, aio(7), graphics drivers.
+# anonymous pages (CUDA's pinned memory too), aio(7), graphics drivers. And GPUs, whose nodes a container runtime makes
+# anew: what is mapped of a device is no file's content.
 _MEMORY: Final = (
     *("/memfd:", "/dev/shm/", "/SYSV", "/dev/zero", "/anon_hugepage", "/[aio]", "/drm mm object", "/i915"),  # noqa: S108
-    "anon_inode:",
+    *("anon_inode:", "/dev/nvidia"),
 )
 
 _NO_MMAP: Final = (

@@ -28,12 +28,14 @@ _ARCHITECTURES: Final = {
     "H100": "90",
     "H200": "90",
     "B200": "100",
-    "B300": "103",
+    "B300": "100",  # its own, 103, came with CUDA 12.9; code for 10.0 runs on 10.3
     "RTX-PRO-6000": "120",
 }
 # Passed only to trees that declare them. curl and OpenSSL are for downloads by the server itself, which never makes any
-# here; the web UI would be fetched from the network in the middle of a build.
+# here; the web UI would be fetched from the network in the middle of a build; NCCL, linked wherever a builder has
+# it, is for several GPUs, and without libnccl.so.2 in the server's image the binary would not start.
 _OFF_IF_DECLARED: Final = (
+    "GGML_CUDA_NCCL",
     "LLAMA_CURL",
     "LLAMA_OPENSSL",
     "LLAMA_BUILD_UI",

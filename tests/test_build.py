@@ -378,6 +378,7 @@ def test_a_gpu_has_an_architecture() -> None:
     """Names as Modal takes them; an unknown one is an error that lists the known."""
     names = {"L40S": "89", "l4": "89", "H100!": "90", "H200:8": "90", "A10G": "86", "T4": "75", "A100-80GB": "80"}
     assert {name: architecture(name) for name in names} == names
+    assert architecture("B300") == architecture("B200") == "100"  # nvcc 12.8, which the builder has, knows no 103
     with pytest.raises(ProfileError, match=r"gpu='V100' is not valid: it must be one of T4, .*L40S"):
         architecture("V100")
 
@@ -387,6 +388,8 @@ def test_a_cuda_configuration(tmp_path: Path) -> None:
     (tmp_path / "tools" / "server").mkdir(parents=True)
     (tmp_path / "CMakeLists.txt").write_text("option(LLAMA_BUILD_UI x ON)\nllama_option_depr(WARNING     LLAMA_CURL)\n")
     (tmp_path / "tools" / "server" / "CMakeLists.txt").write_text('option(LLAMA_BUILD_WEBUI "Build" ON)\n')
+    (tmp_path / "ggml").mkdir()
+    (tmp_path / "ggml" / "CMakeLists.txt").write_text('option(GGML_CUDA_NCCL   "ggml: use NCCL" ON)\n')
     argv = configuration("b9940", tmp_path, tmp_path / "out", "89", "0123456789abcdef")
     flags = dict(word[2:].split("=", 1) for word in argv if word.startswith("-D"))
     assert flags["GGML_CUDA"] == "ON" and flags["CMAKE_CUDA_ARCHITECTURES"] == "89"
@@ -394,6 +397,7 @@ def test_a_cuda_configuration(tmp_path: Path) -> None:
     assert flags["CMAKE_INSTALL_RPATH"] == "$ORIGIN"
     assert flags["LLAMA_BUILD_NUMBER"] == "9940" and flags["LLAMA_BUILD_COMMIT"] == "012345678"
     assert flags["LLAMA_BUILD_UI"] == flags["LLAMA_BUILD_WEBUI"] == flags["LLAMA_CURL"] == "OFF"
+    assert flags["GGML_CUDA_NCCL"] == "OFF"  # or the binary asks for libnccl.so.2
     assert "LLAMA_OPENSSL" not in flags
     assert "LLAMA_BUILD_NUMBER=" not in " ".join(configuration("main", tmp_path, tmp_path / "out", None, None))
 

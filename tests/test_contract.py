@@ -388,6 +388,39 @@ def reading(*lines: str, files: dict[str, FileId]) -> Tree:
     return Tree(processes=(Process(pid=5, mappings=parse_maps("\n".join(lines))),), files=files)
 
 
+# llama-server b9940 with CUDA 13.0 on an H200, before a seal.
+GPU_MAPS = """\
+204a00000-204c00000 rw-s 204a00000 00:06 144                             /dev/nvidia-uvm
+55b2fc368000-55b2fc54a000 r--p 00000000 fe:00 8120031                    /llama-build/b9940/llama-server
+7f7c1c000000-7f7c26000000 r--p 00000000 fe:00 51200                      /usr/local/cuda/lib64/libcublasLt.so.13.1.0.3
+7f99586b2000-7f99588b2000 rw-s 00000000 00:01 2086                       /dev/zero (deleted)
+7f998b5e2000-7f998b5f2000 -w-s 00000000 00:06 143                        /dev/nvidia0
+7f998b942000-7f998b943000 r--s 00000000 00:06 142                        /dev/nvidiactl"""
+GPU_HOLDS = (
+    *("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm", "/dev/nvidia0", "/dev/nvidia0", "/dev/null"),
+    *("anon_inode:[eventfd]", "pipe:[4410]", "socket:[5001]"),  # @cuda-uvmfd-4026531836-442@, of the driver's own
+)
+
+
+@pytest.mark.parametrize("nodes", ["the same", "made anew", "gone"])
+def test_a_gpu_is_no_file(nodes: str) -> None:
+    """What a CUDA process maps and holds open of devices and pinned memory stands in no seal's way."""
+    files = {"/llama-build/b9940/llama-server": FileId(os.makedev(0xFE, 0), 8120031)}
+    if nodes != "gone":
+        names = {"/dev/nvidiactl": 142, "/dev/nvidia0": 143, "/dev/nvidia-uvm": 144}
+        files |= {name: FileId(6, inode + 100 * (nodes == "made anew")) for name, inode in names.items()}
+    text = GPU_MAPS.replace("nvidiactl", "nvidiactl (deleted)") if nodes == "gone" else GPU_MAPS
+    held = tuple(
+        Descriptor(fd=fd, target=target, file=files.get(target), regular=False) for fd, target in enumerate(GPU_HOLDS)
+    )
+    tree = Tree(processes=(Process(pid=5, mappings=parse_maps(text), descriptors=held),), files=files)
+    assert len(tree.processes[0].mappings) == 6
+    allowed = ("/llama-build/*/llama-server", "/llama-build/*.so*")
+    assert contract_files.stale_files(tree, allowed) == contract_files.io_uring(tree) == []
+    assert contract_files.remounted(tree, {"/models", "/llama-build"}, {"/models/m.gguf"}, allowed) == []
+    assert contract_files.weights_mapped(tree, {"/models/m.gguf"}) == []
+
+
 def test_a_replacement_out_of_the_kernels_sight() -> None:
     """Another inode at a mapped path tells, but only where the kernel's device and inode are those of stat(2)."""
     disk, elsewhere = os.makedev(0xFE, 0), os.makedev(0, 40)

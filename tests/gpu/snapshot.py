@@ -1,0 +1,433 @@
+"""A GPU memory snapshot under supervision, with the entry's own settings; and what it is worth.
+
+    PYTHONPATH=.:tests:tests/gpu python tests/gpu/snapshot.py ROOT [--shapes tiny|real] [--cycles 3] [--json FILE]
+
+Needs a machine with one NVIDIA GPU (40 GB for `--shapes real`), driver 570 or later, `nvidia-smi`, the packages of the
+extra [modal], gguf and NumPy; below ROOT/builds a promoted build, as `compile.py` leaves it. No network, except that
+the tokenizer comes through pip unless it is in ~/.cache/warmboot.
+
+It writes the dummy Gemma 4 with its projector below ROOT/models-SHAPES, serves it as `modal_entry/gemma.py` would, and
+prints
+
+- the cold start: every Step with its seconds, GPU memory, what the child holds open and maps that is no plain file;
+- how far golden log-probabilities wander: when nothing else runs, after other requests, with the other slots busy;
+- per cycle: seal, lock, checkpoint, restore, unlock, resume and a chat, in seconds; GPU and host memory in between;
+  what the snapshot contract found; whether an answer came back to the last bit;
+- what becomes of a resume of a child that is still checkpointed, or still locked, or was killed or damaged meanwhile;
+  of a stop of one that is checkpointed; and of a seal with mapped weights.
+
+As root it also starts once with the weights on disk and not in memory, as a new host would.
+
+In place of a platform that saves the processes, they simply stay: what is proved is the driver's part and ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import driver
+import shapes
+import tiny_gemma4
+from driver import Checkpoint, used_mib
+
+from hooks.contract_requests import read_load
+from hooks.findings import Finding
+from hooks.generation import Generation
+from hooks.golden import Golden, GoldenMismatch, goldens
+from hooks.marker import Marker
+from hooks.tree import read_tree
+from hooks.warmup import Text, chat
+from modal_entry import serving
+from modal_entry.gemma import MODEL
+from modal_entry.releases import resolve
+from supervisor import Daemon, Profile, Secret
+from supervisor.contract import Child, Step
+from supervisor.errors import StepFailed
+from supervisor.events import Event, StepPassed, StepRefused
+
+ASKED: Final = 30  # times that a golden question is asked, per situation
+LAST: Final = 80  # lines of the server's log, shown when it fails
+PATIENCE_S: Final = 15.0  # of one Step, where it is meant to hang
+TOLD: Final = {
+    *("child.up", "child.ready", "child.sealed", "child.resumed", "child.exited", "child.restarting"),
+    *("child.stopping", "teardown.finished", "supervision.failed", "supervision.notice", "step.failed"),
+}
+
+
+def say(text: str) -> None:
+    """One line, at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def timed(what: Callable[[], object]) -> float:
+    """How long it took, seconds."""
+    began = time.monotonic()
+    what()
+    return round(time.monotonic() - began, 3)
+
+
+class Journal:
+    """An observer: what happened, told as it comes."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, float] = {}
+        self.lines: list[str] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepPassed | StepRefused):
+            self.steps[event.step] = round(event.took_s, 3)
+        if event.name == "child.log":
+            self.lines.append(getattr(event, "line", ""))
+        if event.name in TOLD:
+            fields = {name: getattr(event, name) for name in event.__dataclass_fields__ if name != "argv"}
+            told = {name: round(value, 3) if isinstance(value, float) else value for name, value in fields.items()}
+            say(f"    {event.name} {told}")
+
+
+class Lenient:
+    """A Step whose failure is told, and fails nothing: what follows is about the GPU."""
+
+    def __init__(self, step: Step, results: dict[str, Any]) -> None:
+        self.name, self.deadline_s = step.name, step.deadline_s
+        self._step, self._results = step, results
+
+    async def __call__(self, child: Child) -> None:
+        """Run it."""
+        try:
+            await self._step(child)
+            self._results[self.name] = "passed"
+        except Exception as error:  # noqa: BLE001  told
+            self._results[self.name] = str(error)
+            say(f"    {self.name} FAILED: {error}")
+
+
+class Run:
+    """One model, served again and again; `results` holds what was seen."""
+
+    def __init__(self, root: Path, size: str) -> None:
+        serving.MODELS, serving.BUILDS = root / f"models-{size}", root / "builds"  # type: ignore[misc]
+        self.results: dict[str, Any] = {"gpu": driver.describe(), "shapes": size}
+        self.findings: tuple[Finding, ...] = ()
+        began = time.monotonic()
+        folder, builder = MODEL.folder, shapes if size == "real" else tiny_gemma4
+        assert MODEL.mmproj
+        if not (folder / MODEL.weights).exists():
+            builder.build(folder / "new")
+            (folder / "new").rename(folder / MODEL.weights)
+        shapes.build_mmproj(
+            folder / MODEL.mmproj, width=(shapes.REAL["WIDTH"] if size == "real" else tiny_gemma4.WIDTH)
+        )
+        names = (MODEL.weights, MODEL.mmproj)
+        hashes = dict.fromkeys(names, "0" * 64)  # not computed: nobody looks at them at a start
+        Marker.of(folder, names, repo=MODEL.repo, revision=MODEL.revision, sha256s=hashes).save(folder)
+        self.results["model_gb"] = round((folder / MODEL.weights).stat().st_size / 1e9, 2)
+        say(f"{self.results}, made in {time.monotonic() - began:.0f} s")
+
+    def profile(self) -> Profile:
+        """The entry's, but for the code that its host would end with."""
+        profile = MODEL.profile(resolve(serving.BUILDS), Secret("sk-made-up-for-tests"))
+        return replace(profile, restart=replace(profile.restart, host_exit_code=None, jitter=0.0))
+
+    def daemon(self, profile: Profile | None = None) -> tuple[Daemon, Journal]:
+        """With the entry's Steps."""
+        journal = Journal()
+        hooks = MODEL.hooks(self._tell)
+        *warmups, auth = hooks.warmup
+        hooks = replace(hooks, warmup=(*warmups, Lenient(auth, self.results)), observers=(journal,))
+        return Daemon(profile or self.profile(), hooks), journal
+
+    def _tell(self, findings: tuple[Finding, ...]) -> None:
+        self.findings = findings
+        for finding in findings:
+            say(f"    contract: {finding}")
+
+    def cold_start(self, daemon: Daemon, journal: Journal) -> None:
+        """Start; what it took, and what the child is made of."""
+        before = used_mib()
+        took_s = timed(daemon.start)
+        row = {"start_s": took_s, "steps": dict(journal.steps), "gpu_mib_before": before, "gpu_mib": used_mib()}
+        self.results["cold_start"] = row | {"rss_mib": rss_mib(daemon)}
+        say(f"cold start: {self.results['cold_start']}")
+        words = ("offloaded", "CUDA", "flash", "KV buffer", "compute buffer", "warn", "build")
+        for line in journal.lines:
+            if any(word in line for word in words):
+                say(f"    log: {line[:160]}")
+        self.results["holds"] = holdings(daemon.supervised.child)
+        say(f"holds: {json.dumps(self.results['holds'], indent=1)}")
+
+    def wander(self, daemon: Daemon) -> None:
+        """How far golden answers are from the first one."""
+        child, found = daemon.supervised.child, {}
+        for golden in goldens(mmproj=True):
+            found[golden.name] = anyio.run(distances, child, golden)
+            say(f"{golden.name}: {found[golden.name]}")
+        self.results["golden"] = found
+
+    def cycle(self, daemon: Daemon, journal: Journal) -> None:
+        """Seal, checkpoint, restore, resume, chat."""
+        row: dict[str, Any] = {"gpu_mib_before": used_mib(), "rss_mib_before": rss_mib(daemon)}
+        journal.steps.clear()
+        golden = Golden(tolerance=0.0)
+        anyio.run(golden.record.__call__, daemon.supervised.child)
+        row["seal_s"] = timed(daemon.seal)
+        assert daemon.supervised.pid
+        checkpoint = Checkpoint(daemon.supervised.pid)
+        row["lock_s"] = timed(checkpoint.lock)
+        row["checkpoint_s"] = timed(checkpoint.checkpoint)
+        row |= {"state": checkpoint.state, "gpu_mib_between": used_mib(), "rss_mib_between": rss_mib(daemon)}
+        row["restore_s"] = timed(checkpoint.restore)
+        row["unlock_s"] = timed(checkpoint.unlock)
+        row |= {"gpu_mib_after": used_mib(), "pid_before": daemon.supervised.pid}
+        row["resume_s"] = timed(daemon.resume)
+        row["chat_s"] = timed(lambda: talk(daemon))
+        try:
+            anyio.run(golden.replay.__call__, daemon.supervised.child)
+            row["to_the_last_bit"] = True
+        except GoldenMismatch as mismatch:
+            row["to_the_last_bit"] = str(mismatch)
+        row |= {"rss_mib_after": rss_mib(daemon), "same_child": row.pop("pid_before") == daemon.supervised.pid}
+        row |= {"steps": dict(journal.steps), "findings": [str(finding) for finding in self.findings]}
+        self.results.setdefault("cycles", []).append(row)
+        say(f"cycle: {row}")
+
+    def harm(self, name: str, harm: Callable[[Daemon, Checkpoint], object]) -> None:
+        """A snapshot that goes wrong, and the resume after it, with little patience."""
+        say(f"{name}:")
+        profile = self.profile()
+        limits = replace(profile.timeouts, step_s=PATIENCE_S, resume_s=PATIENCE_S)
+        daemon, journal = self.daemon(replace(profile, timeouts=limits, stop=replace(profile.stop, grace_s=5.0)))
+        row: dict[str, Any] = {}
+        try:
+            row["start_s"] = timed(daemon.start)
+            daemon.seal()
+            pid = daemon.supervised.pid
+            assert pid
+            checkpoint = Checkpoint(pid)
+            checkpoint.lock()
+            checkpoint.checkpoint()
+            harm(daemon, checkpoint)
+            row["health"] = health(daemon)
+            journal.steps.clear()
+            row["resume_s"] = timed(daemon.resume)
+            row |= {"state": str(daemon.state), "replaced": daemon.supervised.pid != pid, "gpu_mib": used_mib()}
+            row["chat_s"] = timed(lambda: talk(daemon))
+        except Exception as error:  # noqa: BLE001  told
+            row["error"] = f"{type(error).__name__}: {error}"
+        finally:
+            row["stop_s"] = timed(daemon.stop)
+            row["gpu_mib_stopped"] = used_mib()
+        self.results.setdefault("harmed", {})[name] = row
+        say(f"{name}: {row}")
+
+    def cold_disk(self) -> None:
+        """A start with the weights on disk alone, which takes root."""
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        daemon, _ = self.daemon()
+        self.results["cold_disk_start_s"] = timed(daemon.start)
+        daemon.stop()
+        say(f"cold start from disk: {self.results['cold_disk_start_s']} s")
+
+    def mapped_weights(self) -> None:
+        """What the contract says of weights that are mapped, though the GPU has them."""
+        profile = self.profile()
+        command = tuple(word for word in profile.command if word != "--no-mmap")
+        daemon, _ = self.daemon(replace(profile, command=command))
+        try:
+            daemon.start()
+            daemon.seal()
+            self.results["mapped_weights"] = "sealed"
+        except StepFailed as refusal:
+            self.results["mapped_weights"] = str(refusal)
+        finally:
+            daemon.stop()
+        say(f"mapped weights: {self.results['mapped_weights']}")
+
+    def stop_while_checkpointed(self) -> None:
+        """A host that is told to end while the child's GPU memory is put away."""
+        daemon, _ = self.daemon()
+        daemon.start()
+        daemon.seal()
+        assert daemon.supervised.pid
+        checkpoint = Checkpoint(daemon.supervised.pid)
+        checkpoint.lock()
+        checkpoint.checkpoint()
+        row = {"stop_s": timed(daemon.stop), "gpu_mib": used_mib()}
+        self.results["stop_while_checkpointed"] = row
+        say(f"stop while checkpointed: {row}")
+
+
+def damage(daemon: Daemon, checkpoint: Checkpoint) -> None:
+    """Zeros over 1 MB in 128 of the GPU memory that is put away; then brings it back."""
+    pages = Path(f"/proc/{daemon.supervised.pid}/smaps").read_text()
+    found = re.findall(r"^(\w+)-(\w+) rw\S+ \w+ \S+ \d+ *(.*)\n(?:\w+:.*\n)*?Rss: +(\d+) kB", pages, re.MULTILINE)
+    zeroed = 0
+    # The largest one: the driver's own books lie elsewhere.
+    start, end, _, rss_kb = max((row for row in found if not row[2]), key=lambda row: int(row[3]))
+    say(f"    zeros into {start}-{end}, {int(rss_kb) >> 10} MiB")
+    with Path(f"/proc/{daemon.supervised.pid}/mem").open("r+b", buffering=0) as memory:
+        for place in range(int(start, 16) + (64 << 20), int(end, 16) - (1 << 20), 128 << 20):
+            memory.seek(place)
+            zeroed += memory.write(bytes(1 << 20))
+    say(f"    {zeroed >> 20} MiB of zeros")
+    checkpoint.restore()
+    checkpoint.unlock()
+
+
+def talk(daemon: Daemon) -> None:
+    """One answer that holds."""
+    anyio.run(Text().__call__, daemon.supervised.child)
+
+
+def health(daemon: Daemon) -> str:
+    """What the server says of itself."""
+
+    async def look(child: Child) -> str:
+        try:
+            async with child.client(timeout_s=2) as client:
+                answer = await client.get("/health")
+                return f"{answer.status_code} {answer.text[:60]}"
+        except Exception as error:  # noqa: BLE001  told
+            return type(error).__name__
+
+    return anyio.run(look, daemon.supervised.child)
+
+
+def rss_mib(daemon: Daemon) -> int:
+    """Memory of the child."""
+    status = Path(f"/proc/{daemon.supervised.pid}/status").read_text()
+    return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) // 1024
+
+
+def holdings(child: Child) -> dict[str, Any]:
+    """What the child holds that a snapshot contract may stumble over."""
+    (process,) = read_tree(child).processes
+    unix = {line.split()[6]: line.split()[7:] for line in Path("/proc/net/unix").read_text().splitlines()[1:]}
+    kinds: Counter[str] = Counter()
+    for held in process.descriptors:
+        target = held.target
+        if target.startswith("socket:["):
+            target = f"socket, {'unix ' + ' '.join(unix[target[8:-1]]) if target[8:-1] in unix else 'not unix'}"
+        kinds[re.sub(r"\[\d+\]|/proc/\d+", "[N]", target) + (" regular" if held.regular else "")] += 1
+    mapped: Counter[str] = Counter()
+    for line in process.mappings:
+        library = re.fullmatch(r"/.*\.so[.\d]*", line.path)
+        if line.path and not line.path.startswith("["):
+            mapped["libraries" if library and "cuda" not in line.path and "nv" not in line.path else line.path] += 1
+    lines = {line.path: line.text for line in process.mappings if line.path.startswith("/dev/")}
+    fds = {held.target: [str(held.file), held.regular] for held in process.descriptors if "nvidia" in held.target}
+    threads = len(os.listdir(f"/proc/{child.pid}/task"))
+    return {"descriptors": dict(kinds), "mappings": dict(mapped), "threads": threads, "lines": lines, "fds": fds}
+
+
+async def settle(child: Child) -> None:
+    """Waits until the server works on nothing: it goes on for a moment when a client has left."""
+    with anyio.fail_after(60):
+        while (load := await read_load(child)) and load.requests:
+            await anyio.sleep(0.1)
+
+
+async def distances(child: Child, golden: Golden) -> dict[str, Any]:
+    """The golden question in three situations: how many of the answers differ, and how far log-probabilities move."""
+    await settle(child)
+    first: Generation = await golden._ask(child, True)
+    found: dict[str, Any] = {"text": first.text, "logprobs": [round(token.logprob, 4) for token in first.tokens]}
+
+    async def other(tokens: int) -> None:
+        words = "Tell me a long story about rivers, ships and the people on them."
+        await chat(child, words, tokens, None, ignore_eos=True, cache_prompt=False)
+
+    async def situation(name: str, before: Callable[[], Any] | None = None) -> None:
+        if "busy" not in name:
+            await settle(child)
+        apart, differ, took_s = [], 0, []
+        for _ in range(ASKED):
+            if before:
+                await before()
+            began = time.monotonic()
+            again = await golden._ask(child, True)
+            took_s.append(time.monotonic() - began)
+            same = len(again.tokens) == len(first.tokens) and all(
+                map(lambda a, b: a.same(b), again.tokens, first.tokens)
+            )
+            differ += not same
+            pairs = zip(again.tokens, first.tokens, strict=False)
+            apart += [max(abs(a.logprob - b.logprob) for a, b in pairs if a.same(b))] if same else []
+        found[name] = {
+            "other_tokens": f"{differ} of {ASKED}",
+            "apart_max": max(apart, default=None),
+            "apart_median": statistics.median(apart) if apart else None,
+            "answer_s": round(statistics.median(took_s), 4),
+        }
+
+    await situation("idle")
+    await situation("after others", lambda: other(16))
+    for slots in (1, MODEL.slots - 1):
+        async with anyio.create_task_group() as tasks:
+
+            async def busy() -> None:
+                while True:
+                    await other(256)
+
+            for _ in range(slots):
+                tasks.start_soon(busy)
+            await situation(f"{slots} slots busy")
+            tasks.cancel_scope.cancel()
+    await settle(child)
+    return found
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="holds builds; models go there too")
+    parser.add_argument("--shapes", choices=("tiny", "real"), default="tiny", help="of the dummy; real: 15 GB")
+    parser.add_argument("--cycles", type=int, default=3)
+    parser.add_argument("--prepare", action="store_true", help="write the model, and nothing else")
+    parser.add_argument("--json", type=Path, help="where the numbers go")
+    args = parser.parse_args()
+    run = Run(args.root.resolve(), args.shapes)
+    if args.prepare:
+        return 0
+    try:
+        daemon, journal = run.daemon()
+        try:
+            run.cold_start(daemon, journal)
+            run.wander(daemon)
+            for _ in range(args.cycles):
+                run.cycle(daemon, journal)
+        except BaseException:
+            say("\n".join(journal.lines[-LAST:]))
+            raise
+        finally:
+            run.results["stop_s"] = timed(daemon.stop)
+        run.harm("still checkpointed", lambda _, __: None)
+        run.harm("still locked", lambda _, checkpoint: checkpoint.restore())
+        run.harm("killed meanwhile", lambda daemon, _: os.kill(daemon.supervised.pid or 0, signal.SIGKILL))
+        run.harm("damaged meanwhile", damage)
+        run.stop_while_checkpointed()
+        run.mapped_weights()
+        if os.geteuid() == 0:
+            run.cold_disk()
+    finally:
+        if args.json:
+            args.json.write_text(json.dumps(run.results, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
