@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from hooks.answer import BadAnswer, ask
@@ -45,6 +45,8 @@ class AuthCheck:
 
     A profile with an `api_key`: `path` and `completion_path` answer 401 or 403 without a key and with a wrong one,
     and `path` answers 200 to the right one. Both are tried, because some servers protect only a part of their routes.
+    A `path` that is public is no hole while `completion_path` is closed (llama-server lists its models to everybody up
+    to b9940 at least, and not in b11434); the right key is then tried there.
     A profile with `open_access`: `path` answers 200 without a key. A profile with neither fails.
     Keys travel as `Authorization: Bearer`.
 
@@ -75,11 +77,21 @@ class AuthCheck:
             )
         else:
             doors = [(path, key) for key in (_NO_KEY, _WRONG_KEY) for path in (self.path, self.completion_path) if path]
-            knocks = [await self._knock(child, path, key) for path, key in (*doors, (self.path, _OUR_KEY))]
+            knocks = [await self._knock(child, path, key) for path, key in doors]
+            public = self._public(knocks)
+            knocks = [replace(knock, wanted=(200,)) if knock.path == public else knock for knock in knocks]
+            knocks.append(await self._knock(child, self.completion_path if public else self.path, _OUR_KEY))
         if not all(knock.good for knock in knocks):
             raise AuthError(_reason(knocks), tuple(map(str, knocks)))
 
-    async def _knock(self, child: Child, path: str, key: str) -> _Knock:
+    def _public(self, knocks: list[_Knock]) -> str | None:
+        """`path`, if strangers may see it although they may not generate."""
+        generating = [knock.good for knock in knocks if knock.path == self.completion_path]
+        seen = [knock.status == 200 for knock in knocks if knock.path == self.path]
+        return self.path if generating and all(generating) and all(seen) else None
+
+    async def _knock(self, child: Child, path: str | None, key: str) -> _Knock:
+        assert path
         prompt = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
         body = {"model": child.profile.health.model_id or "default", **prompt} if path == self.completion_path else None
         # Made up anew each time: a fixed one might be somebody's key.
@@ -90,7 +102,7 @@ class AuthCheck:
         except BadAnswer as error:
             raise AuthError("whether the server asks for its key cannot be told.", (f"{what}: {error}",)) from error
         wanted = (200,) if key == _OUR_KEY or child.profile.open_access else _REFUSED
-        return _Knock(what=what, key=key, status=answer.status or 0, wanted=wanted, body=answer.excerpt)
+        return _Knock(what=what, path=path, key=key, status=answer.status or 0, wanted=wanted, body=answer.excerpt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +110,7 @@ class _Knock:
     """One request and what it got."""
 
     what: str
+    path: str
     key: str
     status: int
     wanted: tuple[int, ...]

@@ -39,6 +39,7 @@ _SOURCES: Final = ("modal_entry", "hooks", "supervisor")
 _SERVING: Final = ("anyio==4.16.0", "httpx==0.28.1", "structlog==26.1.0", "tenacity==9.2.1")
 _PIPELINE: Final = (*_SERVING, "huggingface-hub[hf_xet]==2.4.0", "rich==15.0.0")
 _EXIT_CODE: Final = 1  # of a container whose server crashed: Modal replaces it
+_ANSWER_S: Final = 30.0  # for a golden answer: one that hangs after a restore must not use up the startup timeout
 _WARMUP_S: Final = 120.0  # for all warmup Steps and the auth check together
 
 
@@ -152,11 +153,12 @@ class Model:
         contract = SnapshotContract(
             remounted=(MODELS, BUILDS), allowed=(f"{BUILDS}/*/llama-server", f"{BUILDS}/*.so*"), on_findings=on_findings
         )
-        golden = goldens(mmproj=self.mmproj is not None)
+        golden = [replace(answer, deadline_s=_ANSWER_S) for answer in goldens(mmproj=self.mmproj is not None)]
         return Hooks(
             before_start=(present,),
             warmup=self.steps(),
-            before_seal=(*(answer.record for answer in golden), contract),
+            # Before the recording too: an answer that is given beside leftover requests may not come back the same.
+            before_seal=(contract, *(answer.record for answer in golden), contract),
             after_resume=tuple(answer.replay for answer in golden),
             liveness=(Ping(),),
         )

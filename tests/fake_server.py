@@ -37,6 +37,7 @@ Answers
   --no-logprobs, --reject-logprobs         leave log-probabilities out, or refuse requests for them with a 400
   --slow-first-byte S           every completion waits S seconds
   --open, --reject-key          do not ask for the key that was given, or refuse every key
+  --public-models               /v1/models asks for no key, as llama-server had it up to b9940
   --serve-model-id NAME         the model id to claim, whatever --alias says
   --gate FILE                   every completion waits until FILE exists
 Holding what no snapshot can carry, from the start until FILE of --let-go FILE exists
@@ -173,6 +174,7 @@ class Options(LlamaOptions):
     io_uring: bool = False
     let_go: str = ""
     open: bool = False
+    public_models: bool = False
     reject_key: bool = False
     serve_model_id: str = ""
     flood_lines_per_s: float | None = None
@@ -740,6 +742,8 @@ class Server:
         o, headers = self.options, request.headers
         if o.reject_key or o.open or not o.api_key:
             return not o.reject_key
+        if o.public_models and request.path == "/v1/models":
+            return True
         kind, _, bearer = headers.get("authorization", "").partition(" ")
         return headers.get("x-api-key") in o.api_key or (kind == "Bearer" and bearer in o.api_key)
 

@@ -58,6 +58,18 @@ async def test_a_half_open_server_fails() -> None:
         await AuthCheck(completion_path=None)(child)
 
 
+async def test_a_public_list_of_models_is_no_hole() -> None:
+    """llama-server up to b9940 lists its models to everybody: who may generate counts, and our key is tried there."""
+    with running_fake("--public-models") as child:
+        await AuthCheck()(child)
+    with (
+        running_raw(lambda head: TAKEN if head.startswith("GET") else REFUSED) as child,
+        pytest.raises(AuthError, match=r"^the server refuses the profile's api_key\.") as caught,
+    ):
+        await AuthCheck()(child)
+    assert caught.value.seen[-1].startswith(f"{CHAT} with the profile's key: HTTP 403 instead of 200")
+
+
 async def test_a_server_that_takes_any_key_fails() -> None:
     """Asking for a key is not enough when every key will do."""
     with (

@@ -39,6 +39,7 @@ _COUNTS: Final = {  # setting -> lowest value
     **dict.fromkeys(("ctx_size", "slots", "threads", "batch_size", "ubatch_size"), 1),
     **dict.fromkeys(("gpu_layers", "cache_ram_mib"), 0),
 }
+_TAIL_LINES: Final = 60  # the backtrace of an abort in CUDA alone has more than 20
 _REQUIRED: Final = ("ctx_size", "slots")
 _HIDDEN: Final = ("LLAMA_API_KEY", "LLAMA_ARG_MODEL", "LLAMA_ARG_LOAD_MODE")
 _DISGUISE: Final = "free of LLAMA_ARG_* variables, which change the configuration unseen"
@@ -178,7 +179,7 @@ class LlamaServer:
             stop=self.stop or Stop(),
             restart=self.restart or Restart(),
             liveness=liveness,
-            logs=LogLimits(parse=parse_line),
+            logs=LogLimits(parse=parse_line, tail_lines=_TAIL_LINES),
         )
 
     def _arguments(self, known: frozenset[str]) -> list[str]:
