@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PORT ?= 8080
 PYTEST_ARGS ?=
+WORKERS ?= 2
 PEERS := build/bench-peers
 BENCH_ARGS ?=
 SECONDS ?= 600
@@ -17,7 +18,7 @@ up: $(STAMP)
 	$(BIN)/supervise run local --port $(PORT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 # The fault matrix: plays every row, writes down what was seen, and renders the README's table from that.
 faults: $(STAMP)
