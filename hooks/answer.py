@@ -7,12 +7,14 @@ for ever. `ask` fetches, `Answer` is asked for what must be in it, and `BadAnswe
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import anyio
 
 from hooks.text import BLANK, flaw, plain, shorten
+from supervisor.deadline import running_limit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -162,7 +164,8 @@ async def ask(
         body: sent as JSON with POST; None: a GET.
         with_key: send the profile's key, if it has one.
         headers: sent in addition.
-        timeout_s: of each network operation, not of the whole; None: the profile's `timeouts.step_s`.
+        timeout_s: until the answer begins, and from each piece of it to the next, without the time in which this
+            process was suspended; None: the profile's `timeouts.step_s`.
 
     Returns:
         The answer, whatever its status.
@@ -172,6 +175,7 @@ async def ask(
     """
     import httpx  # 100 ms of import, deferred until there is a child to ask
 
+    limit_s = child.profile.timeouts.step_s if timeout_s is None else timeout_s
     response: httpx.Response | None = None
     data = bytearray()
 
@@ -185,12 +189,15 @@ async def ask(
     method = "GET" if body is None else "POST"
     try:
         async with (
-            child.client(timeout_s=timeout_s, with_key=with_key) as client,
+            running_limit(limit_s) as limit,
+            child.client(timeout_s=math.inf, with_key=with_key) as client,
             client.stream(method, path, json=body, headers=headers) as response,
         ):
+            limit.restart()
             # Cancelled, not left: httpx's generators below warn when they are dropped half-way.
             with anyio.CancelScope() as enough:
                 async for chunk in response.aiter_bytes():
+                    limit.restart()
                     data += chunk
                     if len(data) > MAX_BODY_BYTES:
                         enough.cancel()
@@ -198,23 +205,24 @@ async def ask(
         # No cause: its message quotes the header, and with it the key.
         fail("the request could not be sent: a header, probably the key, holds a character that HTTP forbids", None)
     except httpx.RequestError as error:
-        limit_s = child.profile.timeouts.step_s if timeout_s is None else timeout_s
-        fail(_words(error, None if response is None else len(data), limit_s), error)
+        fail(_words(error, None if response is None else len(data)), error)
+    if limit.cancelled_caught or response is None:
+        done = (
+            "no answer came" if response is None else f"the answer stopped after {len(data)} bytes: nothing more came"
+        )
+        fail(f"{done} for {limit_s:g} s", None)
     if enough.cancel_called:
         del data[MAX_BODY_BYTES:]
         fail(f"the answer is longer than {MAX_BODY_BYTES} bytes, and was not read to its end", None)
     return Answer(status=response.status_code, body=data.decode(errors="replace"), redact=child.redact)
 
 
-def _words(error: httpx.RequestError, received: int | None, limit_s: float) -> str:
+def _words(error: httpx.RequestError, received: int | None) -> str:
     """A transport failure, told; `received` bytes of the body came, None when not even a status did."""
     import httpx
 
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return f"no connection to the server ({error or type(error).__name__})"
-    if isinstance(error, httpx.TimeoutException):
-        done = "no answer came" if received is None else f"the answer stopped after {received} bytes: nothing more came"
-        return f"{done} for {limit_s:g} s"
     if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError) and received is not None:
         return f"the connection was cut in the middle of the answer, after {received} bytes ({shorten(str(error))})"
     return f"the request failed: {shorten(str(error)) or type(error).__name__}"

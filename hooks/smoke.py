@@ -19,8 +19,8 @@ import anyio
 from hooks.answer import Answer, BadAnswer, ask
 from hooks.auth import AuthError
 from hooks.patience import TRANSIENT, NeverAnswered, Patience, words
-from hooks.smoke_checks import CHECKS, Doubt, Finding, model_names
-from hooks.smoke_report import Report, Row
+from hooks.smoke_checks import CHECKS, Doubt, Finding, Moot, model_names
+from hooks.smoke_report import Outcome, Report, Row
 from hooks.wake import Wake
 from supervisor.errors import require
 
@@ -42,7 +42,8 @@ class Options:
     """What to check, and for how long to try.
 
     Attributes:
-        skip, only: names of checks, see `NAMES`.
+        skip, only: names of checks, see `NAMES`. `image` is skipped by itself on a model without vision, `thinking` on
+            one that does not think; named in `only` or in `must`, they fail.
         slots: requests that the server serves at once; None: as `/props` says.
         deadline_s: for the endpoint to come up, at first and again after the idle time.
         check_s: one check at most, without the idle time and the wait for the wake.
@@ -56,6 +57,7 @@ class Options:
 
     skip: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    must: tuple[str, ...] = ()
     slots: int | None = None
     deadline_s: float = 300.0
     check_s: float = 600.0
@@ -64,7 +66,7 @@ class Options:
     health_path: str = "/health"
 
     def __post_init__(self) -> None:
-        for field in ("skip", "only"):
+        for field in ("skip", "only", "must"):
             for name in getattr(self, field):
                 require(name in NAMES, field, name, f"among {', '.join(NAMES)}")
         for field in ("deadline_s", "check_s", "idle_s", "wake_limit_s"):
@@ -117,7 +119,10 @@ async def smoke(
                 continue
             on_start(name)
             check, limit_s = _check_of(name, options, sleep)
-            rows.append(await _row(name, endpoint.visit(), check, limit_s))
+            row = await _row(name, endpoint.visit(), check, limit_s)
+            # What the user named is not skipped.
+            insisted = name in (*options.only, *options.must)
+            rows.append(replace(row, outcome="failed") if row.outcome == "skipped" and insisted else row)
     return Report(url=endpoint.url, model=endpoint.model, rows=tuple(rows), took_s=time.monotonic() - began)
 
 
@@ -138,21 +143,24 @@ async def _row(name: str, visit: Visit, check: Callable[[Visit], Awaitable[Findi
     began = time.monotonic()
     evidence: tuple[str, ...] | None = None
     finding: Finding | None = None
+    outcome: Outcome = "failed"
     try:
         with anyio.fail_after(None if limit_s == math.inf else limit_s):
             finding = await check(visit)
-            detail = finding.detail
+            detail, outcome = finding.detail, "ok"
     except BadAnswer as error:
         detail = error.reason
     except AuthError as error:
         detail, evidence = error.reason, error.seen
     except (Doubt, NeverAnswered) as error:
         detail = str(error)
+    except Moot as error:
+        detail, outcome = str(error), "skipped"
     except TimeoutError:
         detail = f"not done after {limit_s:g} s"
     return Row(
         name=name,
-        outcome="failed" if finding is None else "ok",
+        outcome=outcome,
         took_s=time.monotonic() - began,
         detail=detail,
         evidence=evidence or tuple(exchange.show(visit.redact) for exchange in visit.exchanges[-_EVIDENCE:]),

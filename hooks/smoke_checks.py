@@ -1,10 +1,12 @@
 """The checks of a smoke test: each makes its requests, and returns what it found or raises.
 
-A check is `async (Visit, Options) -> Finding`. It raises `Doubt`, `hooks.answer.BadAnswer` or `hooks.auth.AuthError`.
+A check is `async (Visit, slots) -> Finding`. It raises `Doubt`, `hooks.answer.BadAnswer` or `hooks.auth.AuthError`, or
+`Moot` when the model is not made for what is checked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from hooks.endpoint import Visit
 
-__all__ = ["CHECKS", "Doubt", "Finding", "chat_body"]
+__all__ = ["CHECKS", "Doubt", "Finding", "Moot", "chat_body"]
 
 BUDGETS: Final = {"0": 0, "32": 32, "unlimited": -1}  # -1 is llama.cpp's word for no limit
 _THINKING_TOKENS: Final = 1024
@@ -36,6 +38,10 @@ _PATCH: Final = (
 
 class Doubt(Exception):
     """Answers came, but not what a working server gives. The message is redacted."""
+
+
+class Moot(Exception):
+    """There is nothing to check; the check is skipped, unless the user named it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +84,10 @@ async def _model(visit: Visit, _: object) -> Finding:
     answer = await ask(visit, "/v1/models")
     names = model_names(answer)
     wanted = visit.profile.health.model_id
+    if not names:
+        raise answer.bad("/v1/models lists no model")
     if wanted not in names:
-        raise answer.bad(f"the endpoint serves {', '.join(map(repr, names)) or 'no model'}, not {wanted!r}")
+        raise answer.bad(f"the endpoint serves {', '.join(map(repr, names))}, not {wanted!r}")
     return Finding(detail=f"serves {shorten(repr(wanted))}")
 
 
@@ -104,9 +112,9 @@ async def _text(visit: Visit, _: object) -> Finding:
 
 async def _thinking(visit: Visit, _: object) -> Finding:
     prompt = "How many prime numbers lie between 100 and 130? Check each candidate."
-    chars: dict[str, int] = {}
-    for name, budget in BUDGETS.items():
-        body = chat_body(visit, prompt, _THINKING_TOKENS, thinking=True, thinking_budget_tokens=budget)
+    chars = dict.fromkeys(BUDGETS, 0)
+    for name in ("32", "0", "unlimited"):  # a model without thoughts at 32 has none at all, and no more is spent on it
+        body = chat_body(visit, prompt, _THINKING_TOKENS, thinking=True, thinking_budget_tokens=BUDGETS[name])
         answer = await ask(visit, CHAT, body)
         message = answer.message()
         thoughts = message.get("reasoning_content") or message.get("reasoning") or ""
@@ -115,14 +123,15 @@ async def _thinking(visit: Visit, _: object) -> Finding:
         chars[name] = len(thoughts)
         if thoughts:
             answer.text({"reasoning_content": thoughts})
-        if budget == 32:  # thoughts cut short must be followed by an answer
-            answer.content()
+        if name == "32":
+            answer.content()  # thoughts cut short must be followed by an answer
+            if not thoughts:
+                raise Moot(
+                    "no reasoning at a budget of 32 tokens: the model does not think, its template takes no "
+                    "enable_thinking, or its tags are not parsed"
+                )
     none, some, full = chars.values()
     seen = f"{none}, {some} and {full} characters of reasoning at budgets {', '.join(BUDGETS)}"
-    if not any(chars.values()):
-        raise Doubt(
-            f"{seen}: the model does not think, its template takes no enable_thinking, or its tags are not parsed"
-        )
     if full <= max(none, some):
         raise Doubt(f"{seen}: {_PATCH}")
     if some <= none:
@@ -131,6 +140,10 @@ async def _thinking(visit: Visit, _: object) -> Finding:
 
 
 async def _image(visit: Visit, _: object) -> Finding:
+    with contextlib.suppress(BadAnswer):  # only llama.cpp tells
+        modalities = (await ask(visit, "/props")).data().get("modalities")
+        if isinstance(modalities, dict) and modalities.get("vision") is False:
+            raise Moot("/props says that the model has no vision")
     await Image()(visit)
     return Finding(detail="a picture was taken and spoken about")
 

@@ -24,7 +24,7 @@ class Row:
 
     Attributes:
         name: of the check.
-        outcome: `skipped` only when the user chose so.
+        outcome: `skipped` when the user chose so, or the model is not made for it.
         took_s: seconds that it took.
         detail: what was found, or why it failed or was skipped; redacted.
         evidence: requests and their answers, shortened and redacted.

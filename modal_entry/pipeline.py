@@ -102,6 +102,7 @@ def smoke(model: Model, url: str, *, idle_then_wake_s: float) -> None:
     endpoint = Endpoint(url=url, api_key=Secret(os.environ.get("API_KEY", ""), name="API_KEY"), model=model.name)
     options = Options(
         skip=() if model.mmproj else ("image",),
+        must=tuple(name for name in ("thinking", "image") if name in model.warmups),  # its sheet says that it can
         slots=model.slots,
         deadline_s=2 * model.start_s,
         idle_s=idle_then_wake_s or None,

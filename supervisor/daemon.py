@@ -23,6 +23,7 @@ from supervisor.errors import IllegalState
 from supervisor.events import State
 from supervisor.lifecycle import supervise
 from supervisor.profile import Profile
+from supervisor.shortage import shortage, translated
 from supervisor.supervised import Supervised
 
 _FLUSH_S: Final = 2.5
@@ -56,7 +57,7 @@ class Daemon:
         """Starts the server; blocks until READY.
 
         Raises:
-            SupervisorError: it never became ready; nothing of it is left.
+            SupervisorError: it never became ready, or there is no thread to be had; nothing of it is left.
             IllegalState: the daemon was started or stopped before (make a new one), or is stopped meanwhile.
 
         An interrupt (KeyboardInterrupt, SystemExit from a signal handler) stops the half-started server first.
@@ -65,8 +66,14 @@ class Daemon:
             if self._stopping or self._thread is not None:
                 raise IllegalState(operation="start", state="started or stopped before", allowed="a new Daemon")
             # A daemon thread: a host that forgets to stop exits all the same, and the guardian ends the server.
-            self._thread = threading.Thread(target=self._run, name=f"supervise {self._profile.name}", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=f"supervise {self._profile.name}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                if lack := shortage(error):
+                    raise lack from error
+                raise
+            self._thread = thread
         try:
             # In slices: a signal that comes just before the wait begins interrupts nothing, and its handler would have
             # to wait with us for READY.
@@ -136,7 +143,7 @@ class Daemon:
         try:
             anyio.run(self._main)
         except BaseException as error:  # noqa: BLE001  it crosses to the waiting thread, unwrapped
-            failure = error
+            failure = translated(error) if isinstance(error, Exception) else error
         # anyio tells its worker threads to end and does not wait; a host that counts threads, as Modal does, sees them.
         for worker in threading.enumerate():
             if self._loop is not None and getattr(worker, "loop", None) is self._loop:
@@ -180,8 +187,9 @@ class Daemon:
         # Not sys.exit: this is not the main thread, which may be parked in foreign code for good. Flushing may block or
         # fail, so it gets a thread and a limit of its own.
         flusher = threading.Thread(target=self._flush, daemon=True)
-        flusher.start()
-        flusher.join(_FLUSH_S)
+        with contextlib.suppress(RuntimeError):  # out of threads: then the log ends where it is
+            flusher.start()
+            flusher.join(_FLUSH_S)
         os._exit(code)
 
     def _flush(self) -> None:

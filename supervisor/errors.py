@@ -4,6 +4,7 @@ SupervisorError                  base; `cli_status` is the exit code of `supervi
 ├── ProfileError             2   a setting is wrong: field, value, allowed
 │   └── UnsupportedFlag      2   the engine's binary lacks a flag that a setting needs
 ├── SpawnError               3   the command could not be started at all
+├── OutOfResources           3   this process could not get a thread, a descriptor or memory
 ├── NotReady                 3   base: the child never became ready
 │   ├── DiedBeforeReady          it exited (any code) or was killed while loading or in warmup
 │   ├── ReadinessTimeout         `start_s` passed
@@ -31,6 +32,7 @@ __all__ = [
     "IllegalState",
     "LoadStalled",
     "NotReady",
+    "OutOfResources",
     "PortTaken",
     "ProfileError",
     "ReadinessTimeout",
@@ -125,6 +127,19 @@ class SpawnError(SupervisorError):
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
+class OutOfResources(SupervisorError):
+    """We ourselves could not get what we need, whatever the child does. The system's own error is `__cause__`."""
+
+    cli_status: ClassVar[int] = 3
+    reason: str
+    look_at: str
+
+    @property
+    def summary(self) -> str:
+        return f"the supervisor is out of resources: {self.reason}. Look at {self.look_at}."
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
 class NotReady(SupervisorError):
     """Base: the child was started and never became ready. `waited_s` counts from the spawn."""
 
@@ -163,9 +178,13 @@ class ReadinessTimeout(NotReady):
 
     @property
     def summary(self) -> str:
+        if self.detail.startswith("HTTP 4"):
+            hint = "A server answers, but not there: the health path may be wrong (`--health PATH`)."
+        else:
+            hint = "Raise the start timeout if the load was still moving."
         return (
-            f"not ready after {self.waited_s:.1f} s and {self.probes} probes; the last probe said: {self.detail}. "
-            "Raise the start timeout if the load was still moving."
+            f"not ready after {self.waited_s:.1f} s and {self.probes} probes; "
+            f"the last probe said: {self.detail}. {hint}"
         )
 
 

@@ -11,6 +11,7 @@ import importlib
 import json
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 from supervisor import procfs
 from supervisor.contract import Child
 from supervisor.errors import PortTaken, WrongModel
+from supervisor.shortage import look, told
 
 if TYPE_CHECKING:
     import httpx
@@ -31,7 +33,7 @@ _MAX_BODY_BYTES: Final = 1 << 20
 _GROWTH: Final = 1.5
 _REFUSED: Final = "connection refused"
 _TIMED_OUT: Final = "no answer within"
-_LOOK_AROUND: Final = 20  # refused probes between two looks for other ports: /proc is not free
+_LOOK_AROUND_S: Final = 1.0  # between two looks for other ports while probes are refused: /proc is not free
 
 
 class Hint:
@@ -107,9 +109,10 @@ async def wait_up(child: Child, polling: Polling, hint: Hint, *, on_waiting: Cal
     health = child.profile.health
     quick = 0  # the attempt at which the pace began anew
     others: list[int] = []
+    looked_at = time.monotonic()
 
     def delay_s(state: RetryCallState) -> float:
-        return min(health.poll_min_s * _GROWTH ** min(state.attempt_number - quick - 1, 64), health.poll_max_s)
+        return min(health.poll_min_s * _GROWTH ** min(state.attempt_number - quick - 1, 64), health.slowest_poll_s)
 
     async def sleep(delay: float) -> None:
         nonlocal quick
@@ -121,11 +124,10 @@ async def wait_up(child: Child, polling: Polling, hint: Hint, *, on_waiting: Cal
             on_waiting(state.attempt_number, polling.detail)
 
     async def elsewhere() -> str:
-        nonlocal others
-        if polling.probes % _LOOK_AROUND == 0 and child.pid:
-            look = partial(procfs.listening_ports, child.pid, child.cookie)
-            ports = await anyio.to_thread.run_sync(look, abandon_on_cancel=True)
-            others = [port for port in ports if port != child.port]
+        nonlocal others, looked_at
+        if time.monotonic() - looked_at >= _LOOK_AROUND_S and child.pid:
+            ports = await look(partial(procfs.listening_ports, child.pid, child.cookie)) or ()
+            others, looked_at = [port for port in ports if port != child.port], time.monotonic()
         return f" (the child listens on port {', '.join(map(str, others))} instead)" if others else ""
 
     await import_client()
@@ -136,8 +138,7 @@ async def wait_up(child: Child, polling: Polling, hint: Hint, *, on_waiting: Cal
             why_not = await probe(client, child)
             polling.answered += why_not != _REFUSED
             if why_not is None:
-                await _check_owner(child)
-                why_not = await _check_model(client, child)
+                why_not = await _check_owner(child) or await _check_model(client, child)
             elif why_not == _REFUSED:
                 why_not += await elsewhere()
             polling.detail = why_not or "up"
@@ -163,16 +164,21 @@ async def get_text(client: httpx.AsyncClient, path: str, limit_s: float) -> str 
 async def foreign_owner(child: Child) -> procfs.Owner | None:
     """Somebody else who receives connections to the child's address; None: nobody, or /proc does not tell.
 
-    Several may share a port through SO_REUSEPORT: then the kernel deals connections out, and none of them is safe.
+    Several may share a port (SO_REUSEPORT): then none is safe. OSError or RuntimeError: we have no means to look.
     """
     assert child.pid
-    look = partial(procfs.owners, child.port, child.pid, child.cookie, host=child.host)
-    owners = await anyio.to_thread.run_sync(look, abandon_on_cancel=True) if procfs.AVAILABLE else []
+    ask = partial(procfs.owners, child.port, child.pid, child.cookie, host=child.host)
+    owners = await anyio.to_thread.run_sync(ask, abandon_on_cancel=True) if procfs.AVAILABLE else []
     return next((owner for owner in owners if not owner.mine), None)
 
 
-async def _check_owner(child: Child) -> None:
-    owner = await foreign_owner(child)
+async def _check_owner(child: Child) -> str | None:
+    try:
+        owner = await foreign_owner(child)
+    except (OSError, RuntimeError) as error:
+        if why_not := told(error):
+            return why_not
+        raise
     if owner is not None:
         raise PortTaken(
             host=child.profile.host,
@@ -181,6 +187,7 @@ async def _check_owner(child: Child) -> None:
             command=owner.command(child.redact),
             waited_s=0.0,
         )
+    return None
 
 
 async def _check_model(client: httpx.AsyncClient, child: Child) -> str | None:
@@ -231,6 +238,8 @@ async def _get(client: httpx.AsyncClient, path: str, limit_s: float) -> tuple[in
 def _describe(error: Exception, limit_s: float) -> str:
     import httpx
 
+    if lack := told(error):
+        return lack
     match error:
         case TimeoutError() | httpx.TimeoutException():
             return f"{_TIMED_OUT} {limit_s:g} s"

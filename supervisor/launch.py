@@ -13,6 +13,7 @@ from supervisor import procfs
 from supervisor.contract import Child
 from supervisor.errors import PortTaken, ProfileError, SpawnError
 from supervisor.process import Process
+from supervisor.shortage import shortage
 
 # systemd's protocol is between it and us: a child that inherits these would speak in our name.
 _NEVER_INHERITED: Final = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
@@ -59,9 +60,16 @@ def free_port(host: str) -> int:
 
     Raises:
         ProfileError: the host is no address of this machine.
+        OutOfResources: there is no descriptor for the look.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
+    try:
+        probe = socket.socket(family)
+    except OSError as error:
+        if lack := shortage(error):
+            raise lack from error
+        raise
+    with probe:
         try:
             probe.bind((host, 0))
         except (OSError, UnicodeError) as error:

@@ -17,6 +17,7 @@ from anyio.abc import TaskStatus
 
 from supervisor import events
 from supervisor.contract import Child, Hooks, Step
+from supervisor.deadline import running_limit
 from supervisor.emitter import Emitter
 from supervisor.errors import (
     ChildCrashed,
@@ -33,6 +34,7 @@ from supervisor.logs import LogPump
 from supervisor.process import Process
 from supervisor.profile import Profile
 from supervisor.readiness import report_waiting, until_up
+from supervisor.shortage import told, translated
 from supervisor.steps import attempt, describe, run_steps
 from supervisor.supervised import Supervised
 from supervisor.teardown import teardown
@@ -96,7 +98,7 @@ class Life:
                 try:
                     await self._phases()
                 except Exception as failure:  # noqa: BLE001  raised again below, outside the group
-                    error = failure
+                    error = translated(failure)
                 finally:
                     try:
                         with anyio.CancelScope(shield=True):
@@ -172,7 +174,12 @@ class Life:
 
             async def watch() -> None:
                 nonlocal failure
-                dog = Watchdog(child=self.child, steps=run.hooks.liveness, run_step=self._infer)
+                dog = Watchdog(
+                    child=self.child,
+                    steps=run.hooks.liveness,
+                    run_step=self._infer,
+                    on_shortage=lambda what: run.emit(events.Notice, detail=f"the watchdog is blind: {what}"),
+                )
                 misses, detail = await dog.until_unresponsive()
                 run.emit(events.ChildUnanswering, misses=misses, detail=detail)
                 failure = ChildUnresponsive(misses=misses, detail=detail)
@@ -204,7 +211,7 @@ class Life:
         polling = Polling()
 
         async def verify() -> None:
-            with anyio.move_on_after(run.profile.timeouts.resume_s) as limit:
+            async with running_limit(run.profile.timeouts.resume_s) as limit:
                 await wait_up(self.child, polling, Hint(None), on_waiting=partial(report_waiting, run.emit))
             if limit.cancelled_caught:
                 raise ChildUnresponsive(misses=polling.probes, detail=f"after the resume: {polling.detail}")
@@ -255,7 +262,7 @@ class Life:
 
     async def _infer(self, step: Step) -> str | None:
         cause = await attempt(step, self.child)
-        return None if cause is None else self.child.redact(describe(cause))
+        return None if cause is None else told(cause) or self.child.redact(describe(cause))
 
     async def _end(self, error: Exception | None) -> None:
         run, process = self.run, self._process

@@ -125,7 +125,7 @@ class Process:
         _pipes.add(guardian.stdin.fileno())
         try:
             return cls._start(argv, env, cwd, guardian)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             _dismiss(guardian)
             raise SpawnError(argv=tuple(argv), reason=_spawn_reason(error, cwd)) from error
         except BaseException:
@@ -156,7 +156,7 @@ class Process:
                 os.set_blocking(pipe.fileno(), False)
                 _widen(pipe.fileno())
             return cls(popen, guardian, env.get(COOKIE))
-        except OSError:  # out of descriptors for the pidfd
+        except (OSError, RuntimeError):  # out of descriptors for the pidfd, or of threads in its place
             os.killpg(popen.pid, signal.SIGKILL)
             popen.communicate()
             raise
@@ -187,12 +187,18 @@ class Process:
 
     def listeners(self, port: int) -> list[int]:
         """Processes of the child's that listen on a port; empty where /proc does not tell."""
-        owners = procfs.owners(port, self.pid, self._cookie)
+        try:
+            owners = procfs.owners(port, self.pid, self._cookie)
+        except OSError:  # out of descriptors
+            return []
         return [owner.pid for owner in owners if owner.mine and owner.pid]
 
     def signal_all(self, number: signal.Signals) -> int:
         """Signals the group, and descendants that left it; returns how many of all these were alive."""
-        members = procfs.members(self.pid, self._cookie)
+        try:
+            members = procfs.members(self.pid, self._cookie)
+        except OSError:  # out of descriptors: at least the group gets it
+            members = []
         if not self._reaped:  # without its leader's zombie the group's number may be somebody else's by now
             with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
                 os.killpg(self.pid, number)
@@ -242,7 +248,12 @@ def _exit_fd(pid: int) -> int:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         os.close(write_end)
 
-    threading.Thread(target=wait, name=f"wait-{pid}", daemon=True).start()
+    try:
+        threading.Thread(target=wait, name=f"wait-{pid}", daemon=True).start()
+    except RuntimeError:
+        os.close(read_end)
+        os.close(write_end)
+        raise
     return read_end
 
 
@@ -262,8 +273,8 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _spawn_reason(error: OSError | ValueError, cwd: Path | None) -> str:
-    if isinstance(error, ValueError):  # NUL or a lone surrogate in an argument, a variable or a path
+def _spawn_reason(error: OSError | ValueError | RuntimeError, cwd: Path | None) -> str:
+    if not isinstance(error, OSError):  # NUL or a lone surrogate in an argument, a variable or a path; no thread
         return str(error)
     if cwd is not None and not cwd.is_dir():
         return f"the working directory {cwd} does not exist"

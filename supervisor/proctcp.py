@@ -1,6 +1,6 @@
 """The kernel's TCP table: /proc/net/tcp and tcp6, the one reading of them. Empty where there is none.
 
-Listeners alone come from NETLINK_SOCK_DIAG (sock_diag(7)) where the kernel has it: 0.05 ms, while the table is a walk of
+Listeners come from NETLINK_SOCK_DIAG (sock_diag(7)) where the kernel has it: 0.05 ms, while the table is a walk of
 the hash of all connections, 8 to 40 ms on a large machine. gVisor does not have it.
 """
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-import anyio.to_thread
 
+from supervisor.deadline import sleep_running
 from supervisor.procfs import Session, Usage
+from supervisor.shortage import look
 
 _SAMPLE_S: Final = 0.25
 # Less than this since the last movement is none: an amount, an average rate, or what answering our own probes costs,
@@ -66,19 +67,19 @@ class LoadMeter:
         if last is None:
             await anyio.sleep_forever()
             return
-        moved_at = time.monotonic()
+        quiet_s = 0.0  # by this process's own time: while it is suspended, it sees nothing move
         reported, logged, probes = last.bytes_read, self._bytes_logged(), self._probes_answered()
-        while time.monotonic() - moved_at < stall_s:
-            await anyio.sleep(min(_SAMPLE_S, stall_s))
-            usage, now = await self._usage() or last, time.monotonic()
+        while quiet_s < stall_s:
+            quiet_s += await sleep_running(min(_SAMPLE_S, stall_s))
+            usage = await self._usage() or last
             # Compared with the last movement, not with the last sample: slow and steady is movement too.
-            moved = _moved(last, usage, now - moved_at, self._probes_answered() - probes)
+            moved = _moved(last, usage, quiet_s, self._probes_answered() - probes)
             if moved or self._bytes_logged() != logged:
-                moved_at, last = now, usage
+                quiet_s, last = 0.0, usage
                 logged, probes = self._bytes_logged(), self._probes_answered()
             if usage.bytes_read - reported >= _BYTES and self.total:
                 reported = usage.bytes_read
-                self._report(reported, now - self._began)
+                self._report(reported, time.monotonic() - self._began)
 
     async def finish(self) -> None:
         """Reports once more, at the end of the load: what was read since the last sample would go untold."""
@@ -87,8 +88,7 @@ class LoadMeter:
             self._report(usage.bytes_read, time.monotonic() - self._began)
 
     async def _usage(self) -> Usage | None:
-        # In a thread: among thousands of processes a look at /proc takes long.
-        return await anyio.to_thread.run_sync(self._session.usage, abandon_on_cancel=True)
+        return await look(self._session.usage)
 
     def _report(self, seen: int, took_s: float) -> None:
         assert self.total

@@ -9,6 +9,7 @@ import anyio
 
 from supervisor import events, procfs
 from supervisor.contract import Child
+from supervisor.deadline import running_limit
 from supervisor.emitter import Emitter
 from supervisor.errors import LoadStalled, NotReady, ReadinessTimeout, SupervisorError
 from supervisor.health import Hint, Polling, wait_up
@@ -50,7 +51,7 @@ async def until_up(child: Child, process: Process, pump: LogPump, hint: Hint, em
             race.cancel_scope.cancel()
 
         race.start_soon(stall)
-        with anyio.move_on_after(process.spawned_at + limits.start_s - time.monotonic()):
+        async with running_limit(limits.start_s):
             try:
                 await wait_up(child, polling, hint, on_waiting=partial(report_waiting, emit))
                 up = True

@@ -11,7 +11,6 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from io import BufferedWriter, FileIO, TextIOWrapper
@@ -20,7 +19,10 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self, TextIO
 
 from supervisor.events import ChildLog, Event, LoadProgress, LogDropped
-from supervisor.logs import _ANSI, _CONTROLS
+from supervisor.rendering import clean, console_renderer, json_renderer, progress_line
+from supervisor.shortage import shortage
+
+__all__ = ["LogFormat", "Sink", "clean", "to_dict"]
 
 LogFormat = Literal["console", "json"]
 
@@ -43,13 +45,6 @@ def to_dict(event: Event) -> dict[str, Any]:
     }
 
 
-def clean(text: str) -> str:
-    """Text without escape sequences and control characters, line breaks excepted: fit for a terminal."""
-    return (
-        text if text.isprintable() else "\n".join(_ANSI.sub("", line).translate(_CONTROLS) for line in text.split("\n"))
-    )
-
-
 class Sink:
     """An observer that writes events to a stream from a thread of its own. A context manager: leaving it flushes.
 
@@ -57,13 +52,16 @@ class Sink:
         stream: where to; only the sink's thread writes there.
         log_format: `console` for people (colours and a live progress line on a terminal), `json` for machines.
         capacity: events that may wait; beyond it, the child's oldest lines are dropped and counted.
+
+    Raises:
+        OutOfResources: there is no thread to be had.
     """
 
     def __init__(self, stream: TextIO, log_format: LogFormat = "console", *, capacity: int = 10_000) -> None:
         self._stream = stream
         self._fd = _descriptor(stream)
         self._live = log_format == "console" and stream.isatty()
-        self._render = _json_renderer() if log_format == "json" else _console_renderer(colors=self._live)
+        self._render = json_renderer() if log_format == "json" else console_renderer(colors=self._live)
         self._capacity = capacity
         self._queue: deque[Event | str] = deque()
         self._changed = threading.Condition()
@@ -76,7 +74,14 @@ class Sink:
         self._gone = False
         self._line_is_live = False
         self._thread = threading.Thread(target=self._work, name="warmboot-sink", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            if self._fd is not None:
+                os.close(self._fd)
+            if lack := shortage(error):
+                raise lack from error
+            raise
 
     def __call__(self, event: Event) -> None:
         """Queues the event; never blocks for longer than a lock of microseconds."""
@@ -199,7 +204,7 @@ class Sink:
     def _text(self, item: Event | str) -> str:
         if self._live and isinstance(item, LoadProgress):
             self._line_is_live = True
-            return _CLEAR_LINE + _progress_line(item)
+            return _CLEAR_LINE + progress_line(item)
         clear = _CLEAR_LINE if self._line_is_live else ""
         self._line_is_live = False
         return clear + (clean(item) if isinstance(item, str) else self._render(to_dict(item))) + "\n"
@@ -214,37 +219,3 @@ def _descriptor(stream: TextIO) -> int | None:
     buffer = stream.buffer if isinstance(stream, TextIOWrapper) else None
     raw = buffer.raw if isinstance(buffer, BufferedWriter) else buffer  # PYTHONUNBUFFERED leaves the buffer out
     return os.dup(stream.fileno()) if isinstance(raw, FileIO) else None
-
-
-def _progress_line(event: LoadProgress) -> str:
-    total = event.total_bytes or event.bytes or 1
-    part = event.bytes / total
-    bar = ("█" * round(part * 30)).ljust(30, "░")
-    left = "" if event.eta_s is None else f", {event.eta_s:.0f} s left"
-    return f"loading {bar} {part:4.0%} of {total / 1e6:,.0f} MB at {event.bytes_per_s / 1e6:,.0f} MB/s{left}"
-
-
-def _json_renderer() -> Callable[[dict[str, Any]], str]:
-    import structlog
-
-    renderer = structlog.processors.JSONRenderer(default=str)
-
-    def render(entry: dict[str, Any]) -> str:
-        return str(renderer(None, "", entry))
-
-    return render
-
-
-def _console_renderer(*, colors: bool) -> Callable[[dict[str, Any]], str]:
-    import structlog
-
-    renderer = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=20, sort_keys=False)
-
-    def render(entry: Mapping[str, Any]) -> str:
-        entry = {name: clean(value) if isinstance(value, str) else value for name, value in entry.items()}
-        if entry["event"] == "child.log":  # the child's own words, without the frame around them
-            return f"{'':8}{'│'} {entry['line']}"
-        entry["timestamp"] = f"{entry.pop('elapsed_s'):7.2f}"
-        return str(renderer(None, "", entry))
-
-    return render

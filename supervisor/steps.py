@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import anyio
 
 from supervisor.contract import Child, Step
+from supervisor.deadline import running_limit
 from supervisor.emitter import Emitter
 from supervisor.errors import StepFailed
 from supervisor.events import StepPassed, StepRefused, WarmupPassed
@@ -40,7 +41,7 @@ async def attempt(step: Step, child: Child) -> Exception | None:
     """Runs one Step under its deadline; returns what it raised, None when it passed."""
     limit_s = child.profile.timeouts.step_s if step.deadline_s is None else step.deadline_s
     try:
-        with anyio.move_on_after(limit_s) as scope:
+        async with running_limit(limit_s) as limit:
             await step(child)
     except Exception as error:  # noqa: BLE001  a Step may raise anything; it becomes StepFailed
         return error
@@ -48,7 +49,7 @@ async def attempt(step: Step, child: Child) -> Exception | None:
         if _cancelled():
             raise
         return RuntimeError("it awaited something that was cancelled")
-    return TimeoutError(f"no result within {limit_s:g} s") if scope.cancelled_caught else None
+    return TimeoutError(f"no result within {limit_s:g} s") if limit.cancelled_caught else None
 
 
 def _cancelled() -> bool:

@@ -1,4 +1,4 @@
-"""The end of a child: TERM to its group, a grace period, KILL, and a bounded drain of its pipes."""
+"""The end of a child: TERM and CONT to its group, a grace period, KILL, and a bounded drain of its pipes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Final
 import anyio
 
 from supervisor import procfs
+from supervisor.deadline import running_limit
 from supervisor.logs import LogPump
 from supervisor.process import Process
 from supervisor.profile import Stop
@@ -44,7 +45,10 @@ async def teardown(process: Process, pump: LogPump, stop: Stop, *, port: int) ->
         if asked:
             servers = [owner for owner in process.listeners(port) if owner != process.pid]
             process.signal_all(stop.signal)
-            with anyio.move_on_after(stop.grace_s):
+            # A stopped process takes no signal but KILL and CONT: it would sleep its grace period away. After TERM,
+            # which is pending then, so that it does nothing else first; who is not stopped takes no notice.
+            process.signal_all(signal.SIGCONT)
+            async with running_limit(stop.grace_s):
                 await process.exited.wait()
                 while any(map(procfs.alive, servers)):  # noqa: ASYNC110  they are not our children: there is nothing to await
                     await anyio.sleep(_LOOK_S)

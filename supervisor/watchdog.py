@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
-import anyio.to_thread
 
 from supervisor import procfs
 from supervisor.contract import Child, Step
 from supervisor.health import foreign_owner, get_text, probe, timed_out
+from supervisor.shortage import look, ours, told
 
 _OWNER_EVERY: Final = 10  # checks between two looks at who listens
 # A server with one thread answers no health probe while it works. Work is so much of a core, or so many bytes a second,
@@ -36,19 +36,23 @@ class Watchdog:
         child: the life to watch.
         steps: tiny real inferences.
         run_step: runs one with its deadline; returns why it failed, or None.
+        on_shortage: told, once, that we lack what a check needs.
     """
 
     child: Child
     steps: Sequence[Step]
     run_step: Callable[[Step], Awaitable[str | None]]
+    on_shortage: Callable[[str], None]
     _misses: int = field(default=0, init=False)
     _excused: int = field(default=0, init=False)
+    _told: bool = field(default=False, init=False)
 
     async def until_unresponsive(self) -> tuple[int, str]:
         """Returns (failed checks in a row, what the last one said). Holds no connection between two checks.
 
-        A probe that times out while the child's processes work is no miss, up to ten times `misses` in a row. Who
-        listens is looked at every tenth check; a foreign listener is a miss, and looked for again at the next check.
+        A probe that times out while the child's processes work is no miss, up to ten times `misses` in a row; nor is a
+        check that fails because *we* are out of descriptors, threads or memory, however often. Who listens is looked at
+        every tenth check; a foreign listener is a miss, and looked for again at the next check.
         Misses are counted, not timed: a clock that jumps makes no child unresponsive. Cancellation disarms it.
         """
         liveness = self.child.profile.liveness
@@ -80,12 +84,22 @@ class Watchdog:
                     counters = await self._counters()
                 if why_not is None:
                     worked_at, before = time.monotonic(), counters
+            if why_not is not None and ours(why_not):
+                if not self._told:
+                    self._told = True
+                    self.on_shortage(why_not)
+                continue
             self._misses = 0 if why_not is None else self._misses + 1
             if why_not is not None and self._misses >= liveness.misses:
                 return self._misses, why_not
 
     async def _foreign(self) -> str | None:
-        owner = await foreign_owner(self.child)
+        try:
+            owner = await foreign_owner(self.child)
+        except (OSError, RuntimeError) as error:
+            if why_not := told(error):
+                return why_not
+            raise
         if owner is None:
             return None
         who = f"pid {owner.pid} ({owner.command(self.child.redact)})" if owner.pid else "a process that we cannot see"
@@ -95,6 +109,8 @@ class Watchdog:
         for step in self.steps:
             before = await self._counters()
             why_not = await self.run_step(step)
+            if why_not is not None and ours(why_not):
+                return why_not
             if why_not is not None:
                 # A server that is merely busy makes our request wait, but its counters move meanwhile.
                 after = await self._counters()
@@ -111,7 +127,7 @@ class Watchdog:
 
 
 async def _usage(session: procfs.Session) -> procfs.Usage | None:
-    return await anyio.to_thread.run_sync(session.usage, abandon_on_cancel=True) if procfs.AVAILABLE else None
+    return await look(session.usage) if procfs.AVAILABLE else None
 
 
 def _worked(before: procfs.Usage | None, after: procfs.Usage | None, took_s: float) -> bool:

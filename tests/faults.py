@@ -63,7 +63,7 @@ class Fault:
         prepare: what is done to the row's folder before.
         cripple: what `supervise run` does to itself before it begins.
         lives: children that are started in all.
-        proof: a log line of the child's that must be seen before it is said to have recovered.
+        proof: a log line of the child's, or an event's detail, that must be seen before it is said to have recovered.
         pulse: the watchdog's inferences must go on for a while before it is said to have recovered.
         escalated: whether KILL was needed in the end; None: either.
     """
@@ -169,6 +169,12 @@ class Descriptors:
         used = os.dup(0)  # the lowest that is free
         os.close(used)
         resource.setrlimit(resource.RLIMIT_NOFILE, (used + self.left, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def _no_threads(tmp: Path) -> None:
+    """Becomes a user who may start no thread."""
+    _nobody(tmp)
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
 
 
 class NoProcesses:
@@ -363,6 +369,10 @@ BEFORE_SPAWN: tuple[Fault, ...] = (
         hooks=lambda _: Hooks(before_start=(NoProcesses(),)), command=("/bin/sleep", "60", "{port}"), lives=0,
     ),
     Fault(
+        name="threads", fault="out of threads, at the start", moment="before spawn", outcome="refused",
+        error="OutOfResources", status=3, says="can't start new thread", stage="run", cripple=_no_threads, lives=0,
+    ),
+    Fault(
         name="first-step-raises", fault="a `before_start` Step raises", moment="before spawn", outcome="refused",
         error="StepFailed", status=4, says="on purpose", hooks=lambda _: Hooks(before_start=(Broken(),)), lives=0,
     ),
@@ -444,7 +454,7 @@ LOADING: tuple[Fault, ...] = (
     Fault(
         name="load-frozen", fault="SIGSTOP of the server", moment="loading", outcome="refused", error="LoadStalled",
         status=3, says="the load stalled", act="freeze", flags=("--load-s", "30"),
-        profile={"timeouts": STALL, "stop": SHORT}, escalated=True,
+        profile={"timeouts": STALL}, escalated=False,
     ),
     Fault(
         name="load-unread-model", fault="the server cannot read its model", moment="loading", outcome="refused",
@@ -459,6 +469,11 @@ LOADING: tuple[Fault, ...] = (
         name="load-wrong-port", fault="the server listens on another port", moment="loading", outcome="refused",
         error="ReadinessTimeout", status=3, says="listens on port", flags=("--wrong-port",),
         profile={"timeouts": Timeouts(start_s=1.8)},
+    ),
+    Fault(
+        name="load-wrong-path", fault="the server has no such health path", moment="loading", outcome="refused",
+        error="ReadinessTimeout", status=3, says="--health PATH", stage="exec",
+        options=("--health", "/nope", "--start-timeout-s", "0.8"),
     ),
     Fault(
         name="load-port-lost", fault="another server takes the port meanwhile", moment="loading", outcome="refused",
@@ -509,6 +524,16 @@ LOADING: tuple[Fault, ...] = (
         profile={"timeouts": Timeouts(start_s=30, stall_s=0.8)},
     ),
     Fault(
+        name="load-suspended", fault="SIGSTOP of the supervisor, longer than the start timeout, then SIGCONT",
+        moment="loading", outcome="recovered", stage="run", act="suspend supervisor", flags=("--load-s", "0.3"),
+        profile={"timeouts": Timeouts(start_s=1.0)},
+    ),
+    Fault(
+        name="load-host-suspended", fault="the whole host is suspended, longer than start timeout and stall limit",
+        moment="loading", outcome="recovered", stage="run", act="suspend all", flags=("--load-s", "0.3"),
+        profile={"timeouts": Timeouts(start_s=1.0, stall_s=0.8)},
+    ),
+    Fault(
         name="load-stop", fault="SIGTERM to the supervisor", moment="loading", outcome="stopped", stage="exec",
         act="stop", flags=("--never-ready",),
     ),
@@ -555,11 +580,21 @@ WARMUP: tuple[Fault, ...] = (
     Fault(
         name="warmup-frozen", fault="SIGSTOP of the server", moment="warmup", outcome="refused", error="StepFailed",
         status=4, says="warmup step 'text'", act="freeze", flags=("--gate", "{tmp}/never"), hooks=_impatient,
-        profile={"stop": SHORT}, escalated=True,
+        escalated=False,
     ),
     Fault(
         name="warmup-blink", fault="SIGSTOP of the server, then SIGCONT", moment="warmup", outcome="recovered",
         act="blink", flags=("--slow-first-byte", "0.3"), hooks=_text,
+    ),
+    Fault(
+        name="warmup-suspended", fault="SIGSTOP of the supervisor, longer than the Step's deadline, then SIGCONT",
+        moment="warmup", outcome="recovered", stage="run", act="suspend supervisor",
+        flags=("--slow-first-byte", "0.3"), hooks=_text, profile={"timeouts": Timeouts(start_s=20, step_s=0.8)},
+    ),
+    Fault(
+        name="warmup-host-suspended", fault="the whole host is suspended, longer than the Step's deadline",
+        moment="warmup", outcome="recovered", stage="run", act="suspend all", flags=("--slow-first-byte", "0.3"),
+        hooks=_text, profile={"timeouts": Timeouts(start_s=20, step_s=0.8)},
     ),
     Fault(
         name="warmup-killed", fault="SIGKILL of the server, a restart is allowed", moment="warmup",
@@ -650,7 +685,7 @@ READY: tuple[Fault, ...] = (
     Fault(
         name="ready-frozen", fault="SIGSTOP of the server", moment="ready", outcome="failed",
         error="ChildUnresponsive", status=1, says="no answer within", act="freeze",
-        profile={"timeouts": BLIND, "liveness": WATCH, "stop": SHORT}, escalated=True,
+        profile={"timeouts": BLIND, "liveness": WATCH}, escalated=False,
     ),
     Fault(
         name="ready-blink", fault="SIGSTOP of the server, then SIGCONT", moment="ready", outcome="recovered",
@@ -699,6 +734,11 @@ READY: tuple[Fault, ...] = (
         profile={"timeouts": Timeouts(start_s=20, probe_s=0.5, step_s=0.5)},
     ),
     Fault(
+        name="ready-descriptors", fault="the supervisor is out of descriptors", moment="ready", outcome="recovered",
+        stage="run", hooks=lambda _: Hooks(warmup=(Descriptors(0),)), profile={"liveness": WATCH},
+        proof="the watchdog is blind: out of resources here: Too many open files", escalated=False,
+    ),
+    Fault(
         name="ready-stop", fault="a stop", moment="ready", outcome="stopped", act="stop",
     ),
     Fault(
@@ -726,7 +766,7 @@ SEALED: tuple[Fault, ...] = (
     Fault(
         name="sealed-frozen", fault="SIGSTOP of the server", moment="sealed", outcome="failed",
         error="ChildUnresponsive", status=1, says="after the resume", act="freeze",
-        profile={"timeouts": BLIND, "stop": SHORT}, escalated=True,
+        profile={"timeouts": BLIND}, escalated=False,
     ),
     Fault(
         name="sealed-frozen-heal", fault="the same, a resume may replace it", moment="sealed", outcome="recovered",
@@ -818,8 +858,8 @@ RESUMED: tuple[Fault, ...] = (
     Fault(
         name="resumed-frozen", fault="SIGSTOP of the server, the watchdog begins at the resume", moment="resumed",
         outcome="failed", error="ChildUnresponsive", status=1, says="no answer within", act="freeze",
-        profile={"timeouts": BLIND, "stop": SHORT, "liveness": Liveness(armed="resume", period_s=0.05, misses=3)},
-        escalated=True,
+        profile={"timeouts": BLIND, "liveness": Liveness(armed="resume", period_s=0.05, misses=3)},
+        escalated=False,
     ),
     Fault(
         name="resumed-clock", fault="the clock jumps: SIGSTOP of the host, longer than its limits, then SIGCONT",
@@ -842,7 +882,7 @@ STOPPING: tuple[Fault, ...] = (
     ),
     Fault(
         name="stop-frozen", fault="the server is stopped by SIGSTOP", moment="stopping", outcome="stopped",
-        act="freeze first", profile={"stop": SHORT}, escalated=True,
+        act="freeze first", escalated=False,
     ),
     Fault(
         name="stop-grandchild", fault="a grandchild ignores SIGTERM and holds the pipes", moment="stopping",

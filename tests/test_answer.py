@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,24 @@ async def test_an_endless_answer_is_not_read_on() -> None:
     assert str(caught.value).startswith(
         f"the answer is longer than {MAX_BODY_BYTES} bytes, and was not read to its end"
     )
+
+
+@pytest.mark.anyio
+async def test_a_slow_answer_has_time_while_it_comes() -> None:
+    """The limit is one of silence: pieces that come in time may take longer together; then silence ends it."""
+
+    def drip(pieces: int) -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"
+        for _ in range(pieces):
+            time.sleep(0.25)
+            yield b"x"
+        time.sleep(1.5 if pieces < 6 else 0)
+
+    with running_raw(lambda _: drip(6)) as child:
+        assert (await ask(child, "/", timeout_s=0.6)).body == "xxxxxx"
+    words = r"^the answer stopped after 1 bytes: nothing more came for 0.6 s\. Seen: HTTP 200, x$"
+    with running_raw(lambda _: drip(1)) as child, pytest.raises(BadAnswer, match=words):
+        await ask(child, "/", timeout_s=0.6)
 
 
 @pytest.mark.anyio

@@ -250,6 +250,22 @@ def test_an_unexpected_error_ends_in_words(tmp_path: Path) -> None:
     assert "\x1b" not in err
 
 
+def test_a_lack_of_our_own_is_no_defect(tmp_path: Path) -> None:
+    """Wherever threads or descriptors run out, the paragraph says so, without a traceback, and the exit code is 3."""
+    spec = tmp_path / "odd.py"
+    spec.write_text(
+        "from supervisor import Hooks, Profile\n"
+        "class Odd(Profile):\n"
+        "    @property\n"
+        '    def secrets(self): raise RuntimeError("can\'t start new thread")\n'
+        "server = Odd(name='s', command=('s',), port=1)\n"
+    )
+    status, _, err = run("argv", f"{spec}:server")
+    assert status == 3
+    assert err.startswith("supervise: OutOfResources: the supervisor is out of resources: can't start new thread. ")
+    assert err.count("\n") == 1
+
+
 def test_an_unexpected_error_inside_of_supervision_is_named(tmp_path: Path) -> None:
     """What fails under the event loop is named in the paragraph, and not the groups around it."""
     spec = tmp_path / "odd.py"

@@ -177,6 +177,32 @@ def test_the_host_exits_though_its_stdout_is_blocked() -> None:
         assert host.wait(20) == 23
 
 
+CRAMPED = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from faults import _no_threads
+from pathlib import Path
+from supervisor import Daemon, Profile
+from supervisor.errors import OutOfResources
+
+daemon = Daemon(Profile(name="x", command=("/bin/true", "{port}")))
+_no_threads(Path())
+try:
+    daemon.start()
+except OutOfResources as error:
+    print(error.cli_status, error)
+daemon.stop()
+"""
+
+
+def test_a_daemon_without_a_thread_says_so() -> None:
+    """A user who may start no thread learns that, and what to look at; stopping afterwards is fine."""
+    argv = [sys.executable, "-c", CRAMPED, str(FAKE.parent)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stderr == ""
+    assert done.stdout.startswith("3 the supervisor is out of resources: can't start new thread. Look at `ulimit -u`")
+
+
 def test_an_interrupted_stop_can_be_finished() -> None:
     """A stop that was interrupted while it waited is not taken for done: the next call waits on."""
     daemon = Daemon(fake_profile("--slow-sigterm", "0.5"))

@@ -18,6 +18,7 @@ from supervisor.errors import (
     DiedBeforeReady,
     IllegalState,
     LoadStalled,
+    OutOfResources,
     PortTaken,
     ProfileError,
     ReadinessTimeout,
@@ -51,6 +52,12 @@ SAMPLES: list[tuple[SupervisorError, int, list[str]]] = [
         ReadinessTimeout(waited_s=600, probes=42, detail="HTTP 503", tail=TAIL),
         3,
         ["600.0 s", "42 probes", "HTTP 503", "Raise the start timeout"],
+    ),
+    (ReadinessTimeout(waited_s=9, probes=4, detail="HTTP 404: nothing"), 3, ["HTTP 404", "--health PATH"]),
+    (
+        OutOfResources(reason="can't start new thread", look_at="`ulimit -u`"),
+        3,
+        ["out of resources", "can't start new thread", "Look at `ulimit -u`"],
     ),
     (
         LoadStalled(waited_s=9, stall_s=120, bytes_read=10, total_bytes=99, detail="refused", tail=TAIL),

@@ -143,7 +143,7 @@ def until_serving(fault: Fault, on: Scene) -> float:
         until(lambda: len(on.named("child.spawned")) >= fault.lives or on.ended)
         until(lambda: on.ended or serving(on))
     if fault.proof:
-        until(lambda: any(fault.proof in str(event.get("line")) for event in on.named("child.log")), fault.proof)
+        until(lambda: any(fault.proof in str(e.get("line") or e.get("detail")) for e in list(on.events)), fault.proof)
     if fault.pulse:
         beats = on.tmp / "pulse"
         before = len(beats.read_bytes()) if beats.exists() else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
@@ -49,6 +50,7 @@ from supervisor.errors import (
     SupervisorError,
     WrongModel,
 )
+from supervisor.health import probe
 from supervisor.supervised import Supervised
 
 pytestmark = pytest.mark.anyio
@@ -175,6 +177,16 @@ async def test_a_hanging_server_meets_the_deadline() -> None:
     assert isinstance(error, ReadinessTimeout)
     assert "no answer within 0.1 s" in error.detail
     assert error.probes > 2
+
+
+async def test_a_health_path_that_is_not_there() -> None:
+    """A server that answers 404 gets no more time by a longer limit: the path is what to look at."""
+    profile = fake_profile(health=Health(path="/nope"), timeouts=Timeouts(start_s=0.5))
+    error, _ = await fate(profile)
+    assert isinstance(error, ReadinessTimeout)
+    assert "HTTP 404" in error.detail
+    assert "--health PATH" in error.summary
+    assert "Raise" not in error.summary
 
 
 async def test_stall(tmp_path: Path) -> None:
@@ -602,6 +614,18 @@ async def test_a_slow_stop_is_waited_for() -> None:
     assert seen.one(ev.ChildExited).exit_code == 0
 
 
+async def test_a_stopped_server_gets_its_grace_too() -> None:
+    """A server that SIGSTOP has stopped cannot take TERM: it is woken, and exits by itself."""
+    seen = Recorder()
+    async with anyio.create_task_group() as tasks:
+        server: Supervised = await tasks.start(supervise, fake_profile(stop=Stop(grace_s=20)), Hooks(observers=(seen,)))
+        assert server.pid
+        os.kill(server.pid, signal.SIGSTOP)
+        tasks.cancel_scope.cancel()
+    assert not seen.one(ev.TeardownFinished).escalated
+    assert seen.one(ev.ChildExited).exit_code == 0
+
+
 async def test_a_grandchild_with_the_pipe_delays_nothing_beyond_the_drain(tmp_path: Path) -> None:
     """A grandchild that holds the pipes and ignores TERM is killed with the group when `drain_s` is over."""
     seen = Recorder()
@@ -840,6 +864,54 @@ async def test_inference_is_skipped_while_traffic_moves_the_counters() -> None:
         await until(lambda: len(ping.calls) > busy)  # idle: now the Step runs
         tasks.cancel_scope.cancel()
     assert busy == 0
+
+
+@pytest.mark.parametrize("hungry", ["the probe", "the inference", "the look at the port"])
+async def test_what_we_lack_is_no_miss(hungry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While we are out of descriptors or threads, checks that fail for it are told once and count for nothing."""
+    seen, shortages = Recorder(), 0
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def starve() -> None:
+        used = os.dup(0)
+        os.close(used)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used, limits[1]))
+
+    async def sometimes(client: httpx.AsyncClient, child: Child) -> str | None:
+        nonlocal shortages
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        if hungry == "the probe":
+            shortages += 1
+            starve()
+        return await probe(client, child)
+
+    async def no_thread(_: Child) -> None:
+        nonlocal shortages
+        shortages += 1
+        raise RuntimeError("can't start new thread")
+
+    async def hungry_step(child: Child) -> None:
+        nonlocal shortages
+        shortages += 1
+        starve()
+        await Ping()(child)
+
+    monkeypatch.setattr("supervisor.watchdog.probe", sometimes)
+    if hungry == "the look at the port":
+        monkeypatch.setattr("supervisor.watchdog.foreign_owner", no_thread)
+        monkeypatch.setattr("supervisor.watchdog._OWNER_EVERY", 1)
+    liveness = Liveness(period_s=0.01, misses=1, inference_every_s=0.01)
+    hooks = Hooks(liveness=(Do(action=hungry_step),) if hungry == "the inference" else (), observers=(seen,))
+    try:
+        async with anyio.create_task_group() as tasks:
+            server: Supervised = await tasks.start(supervise, fake_profile(liveness=liveness), hooks)
+            await until(lambda: shortages >= 4 or not is_in(server, State.READY))
+            assert is_in(server, State.READY)
+            tasks.cancel_scope.cancel()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert seen.one(ev.Notice).detail.startswith("the watchdog is blind: out of resources here: ")
+    assert not seen.one(ev.TeardownFinished).escalated
 
 
 async def test_the_watchdog_waits_for_the_resume() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from conftest import descriptors
 from support import FAKE, alive
 
 from supervisor import process as process_module
@@ -149,6 +150,22 @@ async def test_code_and_signal_apart(pidfd: bool, monkeypatch: pytest.MonkeyPatc
     report = await _run("import os; os.kill(os.getpid(), 40)")
     assert (report.exit_code, report.signal) == (None, "signal 40")
     _until_no_waiters()
+
+
+def test_without_pidfd_and_threads_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """When the end could not be seen, the command is not left running, and the error says why."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    before = descriptors()
+    argv = ["/bin/sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60"]
+    with pytest.raises(SpawnError, match="can't start new thread"):
+        Process.start(argv, env=ENV, cwd=None)
+    assert not (tmp_path / "pid").exists() or not alive(int((tmp_path / "pid").read_text() or 0))
+    assert descriptors() == before
 
 
 def _until_no_waiters() -> None:

@@ -60,6 +60,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("health.poll_min_s", -1.0, MINUTE),
     ("health.poll_min_s", 1.0, "<= 0.05"),
     ("health.poll_max_s", 60.1, MINUTE),
+    ("health.poll_max_s", 0, MINUTE),
     ("health.log_every", 0, MILLION),
     ("health.log_every", 1.5, MILLION),
     *((f"timeouts.{name}", 0, DAY) for name in ("start_s", "stall_s", "probe_s", "step_s", "resume_s")),
@@ -155,7 +156,7 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_allowed_range(where: st
         ({"port": -1}, "port", -1, "a whole number from 0 to 65535"),
         ({"port": 65_536}, "port", 65_536, "a whole number from 0 to 65535"),
         ({"port": "80"}, "port", "80", "a whole number from 0 to 65535"),
-        ({"command": ("server",)}, "port", 0, "a number, or '{port}' must stand in the command or env"),
+        ({"command": ("server",)}, "port", 0, "a port number, or '{port}' must stand in the command or env"),
         ({"open_access": True, "api_key": Secret("k")}, "open_access", True, "False when an api_key is set"),
     ],
     ids=lambda value: str(value)[:24],
@@ -328,3 +329,12 @@ def test_level_names_are_lower_case() -> None:
 def test_accept_2xx(status: int, body: str, verdict: str | None) -> None:
     """200 to 299 is up whatever the body says; anything else is quoted on one short line."""
     assert accept_2xx(status, body) == verdict
+
+
+def test_the_poll_is_slow_where_a_log_line_wakes_it() -> None:
+    """Without a number, probes slow down to 20 a second, to 2 with a ready pattern; a minimum must fit what follows."""
+    assert Health().slowest_poll_s == 0.05
+    assert Health(ready_pattern="listening", poll_min_s=0.5).slowest_poll_s == 0.5
+    assert Health(ready_pattern="listening", poll_max_s=0.02).slowest_poll_s == 0.02
+    with pytest.raises(ProfileError, match=r"poll_min_s=0\.6 is not valid: it must be <= 0\.5"):
+        Health(ready_pattern="listening", poll_min_s=0.6)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -67,6 +69,15 @@ async def test_an_idle_session_stalls() -> None:
     """A session that does nothing is found out."""
     with running("time.sleep(1000)") as session, anyio.fail_after(10):
         await meter(session).until_stalled(1.0)
+
+
+async def test_a_suspension_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that jumps, as when the whole machine was suspended, makes no stall of an idle moment."""
+    clock, jumps = time.monotonic, itertools.count(0, 3600)
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + next(jumps))
+    with running("time.sleep(1000)") as session, anyio.move_on_after(1) as limit:
+        await meter(session).until_stalled(2)
+    assert limit.cancelled_caught
 
 
 @pytest.mark.parametrize("flag", ["--hang", "--never-ready"])

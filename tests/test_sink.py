@@ -19,6 +19,7 @@ from typing import Any, ClassVar, TextIO
 import pytest
 from test_events import KINDS
 
+from supervisor.errors import OutOfResources
 from supervisor.events import (
     ChildLog,
     ChildReady,
@@ -136,6 +137,16 @@ def test_console_lines_are_for_people() -> None:
     assert second == "        │ hello from the child"
     assert third == "said"
     assert "\x1b" not in text
+
+
+def test_console_numbers_are_short() -> None:
+    """Four digits that count, and every whole digit; a field with nothing in it is left out."""
+    step = made(StepRefused, point="warmup", step="text", took_s=12.3456, reason="")
+    assert written(step, log_format="console").split()[-3:] == ["point=warmup", "step=text", "took_s=12.35"]
+    assert "bytes_per_s=123456789 eta_s=0.0123" in written(
+        made(LoadProgress, bytes=1, total_bytes=2, bytes_per_s=123456789.4, eta_s=0.0123), log_format="console"
+    )
+    assert "took_s=0 " in written(made(StepRefused, point="p", step="s", took_s=0.0, reason="x"), log_format="console")
 
 
 def test_a_console_gets_no_foreign_escapes() -> None:
@@ -382,6 +393,20 @@ def test_the_sink_leaves_no_descriptor_open() -> None:
         Sink(stream, "json").close()
         assert len(os.listdir("/dev/fd")) == before
         os.fstat(stream.fileno())
+
+
+def test_a_sink_without_a_thread_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the system gives no thread, the error says what was lacking, and no descriptor stays open."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pipe() as (_, stream):
+        before = len(os.listdir("/dev/fd"))
+        with monkeypatch.context() as patch, pytest.raises(OutOfResources, match=r"can't start new thread.*ulimit -u"):
+            patch.setattr(threading.Thread, "start", refuse)
+            Sink(stream, "json")
+        assert len(os.listdir("/dev/fd")) == before
 
 
 def test_order_is_kept_between_events_and_words() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from supervisor.errors import SupervisorError
+from supervisor.shortage import shortage
 from supervisor.sink import clean
 
 
@@ -30,6 +31,9 @@ def speaks(command: Callable[..., int]) -> Callable[..., None]:
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise  # click has its own words for these
         except Exception as error:  # noqa: BLE001  whatever it is, it ends in words and in an exit code
+            if lack := shortage(error):
+                click.echo(clean(f"supervise: {type(lack).__name__}: {lack}"), err=True)
+                sys.exit(lack.cli_status)
             click.echo(clean(traceback.format_exc()), err=True)
             click.echo(
                 clean(f"supervise: {_told(error)}. This is a defect of supervise or of the profile's code."), err=True
