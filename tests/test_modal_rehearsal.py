@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,13 @@ class Program:
         while (stage := self.stage())["stage"] != name:
             assert stage["stage"] != "failed", stage
         return stage
+
+    def await_line(self, text: str) -> None:
+        """Waits until the log has a line with that text."""
+        ends = time.monotonic() + LIMIT_S
+        while not any(text in line for line in self.log):
+            assert time.monotonic() < ends, self.log
+            time.sleep(0.005)
 
     def restore(self, **env: str) -> None:
         """What the parent does once the sandbox is restored."""
@@ -262,6 +270,7 @@ def test_a_container_that_dies_frozen_is_reported(host: Callable[..., Host], tmp
     """A container that has ended when it should resume is told by its exit code and its last lines."""
     with rehearsing(tmp_path, host().env) as program:
         program.until("sealed")
+        program.await_line("child.sealed")  # written by a thread of its own, which would die with the rest
         (container,) = containers_below(program.process.pid)
         os.kill(container, signal.SIGKILL)
         program.restore()
