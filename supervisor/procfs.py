@@ -99,7 +99,9 @@ def members(session: int, cookie: str | None = None) -> list[int]:
 
 
 def owners(port: int, session: int, cookie: str | None = None, *, host: str | None = None) -> list[Owner]:
-    """Who listens on the port: only who would receive a connection to `host`, if given. Empty where /proc is silent.
+    """Who listens on the port; with `host`, who would receive a connection to it. Empty where /proc is silent.
+
+    With `host`, a leader that holds all those sockets stands for the members that share them.
 
     A listener is a member's when a member holds its socket, whoever else does. A member whose descriptors may not be
     read (it changed its user, or may not be traced) makes a listener ours that nobody is seen to hold and whose socket
@@ -117,6 +119,8 @@ def _owners(port: int, session: int, cookie: str | None, host: str | None) -> li
     receiving = {f"socket:[{listener.inode}]": listener.uid for listener in _receiving(port, host)}
     if not receiving:
         return []
+    if host is not None and receiving.keys() <= set(_descriptors(session) or ()):
+        return [Owner(pid=session, argv=argv(session), mine=True)]  # mostly so; then all of /proc need not be read
     found, hidden = [], set()
     mine = members(session, cookie)
     unseen = dict(receiving)

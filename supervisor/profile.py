@@ -126,7 +126,7 @@ class Health:
         accept: judges status *and* body; the default takes any of 200 to 299.
         model_id: what `identity_path` must list (OpenAI's `data[].id`, or an alias); None: not checked.
         ready_pattern: a log line that matches makes the next probe happen at once; never proof by itself.
-        poll_min_s, poll_max_s: probes start at the first interval and slow down to the second; None: to 0.05 without a
+        poll_min_s, poll_max_s: probes start at the first interval and slow down to the second; None: to 0.045 without a
             `ready_pattern`, to 0.5 with one, because then the log line wakes the poll (20 probes a second cost 3 to
             5 % of a core, 2 a second less than 1 %).
         log_every: one `health.waiting` event every so many failed probes.
@@ -159,7 +159,7 @@ class Health:
         """`poll_max_s`, or what stands for its None."""
         if self.poll_max_s is not None:
             return self.poll_max_s
-        return 0.05 if self.ready_pattern is None else 0.5
+        return 0.045 if self.ready_pattern is None else 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

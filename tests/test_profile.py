@@ -58,7 +58,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("health.ready_pattern", 5, "a regular expression ("),
     ("health.poll_min_s", 0, MINUTE),
     ("health.poll_min_s", -1.0, MINUTE),
-    ("health.poll_min_s", 1.0, "<= 0.05"),
+    ("health.poll_min_s", 1.0, "<= 0.045"),
     ("health.poll_max_s", 60.1, MINUTE),
     ("health.poll_max_s", 0, MINUTE),
     ("health.log_every", 0, MILLION),
@@ -332,8 +332,8 @@ def test_accept_2xx(status: int, body: str, verdict: str | None) -> None:
 
 
 def test_the_poll_is_slow_where_a_log_line_wakes_it() -> None:
-    """Without a number, probes slow down to 20 a second, to 2 with a ready pattern; a minimum must fit what follows."""
-    assert Health().slowest_poll_s == 0.05
+    """Without a number, probes slow down to 22 a second, to 2 with a ready pattern; a minimum must fit what follows."""
+    assert Health().slowest_poll_s == 0.045
     assert Health(ready_pattern="listening", poll_min_s=0.5).slowest_poll_s == 0.5
     assert Health(ready_pattern="listening", poll_max_s=0.02).slowest_poll_s == 0.02
     with pytest.raises(ProfileError, match=r"poll_min_s=0\.6 is not valid: it must be <= 0\.5"):

@@ -149,17 +149,21 @@ class LlamaServer:
         """The name under which the model is served."""
         return self.model.stem if self.alias is None else self.alias
 
-    def profile(self) -> Profile:
+    def profile(self, known: frozenset[str] | None = None) -> Profile:
         """Fits the settings to the binary, and builds the profile. Runs `--help` once, so call it where the binary is.
+
+        Args:
+            known: the flags that the binary has, from who knows them; None: it is asked.
 
         Raises:
             SpawnError: the binary cannot be run at all.
             UnsupportedFlag: the binary lacks a flag that a setting or an extra argument needs.
             ProfileError: a part of the profile is wrong, or the binary's help lists no flag.
         """
-        inherited = {n: v for n, v in os.environ.items() if any(fnmatchcase(n, p) for p in self.inherit_env)}
-        plain = {n: v for n, v in self.env.items() if not isinstance(v, Secret)}  # help needs no secret
-        known = capabilities(self.command, inherited | plain)
+        if known is None:
+            inherited = {n: v for n, v in os.environ.items() if any(fnmatchcase(n, p) for p in self.inherit_env)}
+            plain = {n: v for n, v in self.env.items() if not isinstance(v, Secret)}  # help needs no secret
+            known = capabilities(self.command, inherited | plain)
         liveness = self.liveness or Liveness()
         if self.metrics and liveness.counters_path is None:
             liveness = replace(liveness, counters_path="/metrics", counters_pattern=COUNTERS)

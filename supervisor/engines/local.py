@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from supervisor.engines.flags import listed
 from supervisor.engines.llama_cpp import LlamaServer
-from supervisor.engines.local_server import INSTALL, main
+from supervisor.engines.local_server import INSTALL, help_text, main
 
 if TYPE_CHECKING:
     from supervisor.contract import Child
@@ -95,7 +96,8 @@ def profile(**overrides: Any) -> Profile:
         "slots": 2,
         "threads": min(os.cpu_count() or 1, 8),
     }
-    return LlamaServer(**(settings | overrides)).profile()
+    own = "binary" not in overrides  # asking ourselves for --help would take as long as an interpreter's start
+    return LlamaServer(**(settings | overrides)).profile(listed(help_text()) if own else None)
 
 
 if __name__ == "__main__":
