@@ -56,7 +56,7 @@ def _overhead(bare: list[float], ours: list[dict[str, float]]) -> Row:
     before = median([run["spawned_s"] - run["import_s"] for run in ours]) * 1000
     after = (median([run["ready_s"] - run["spawned_s"] for run in ours]) - median(bare)) * 1000
     flags = median([run["profile_s"] for run in ours]) * 1000
-    parts = f"{before:.0f} ms before the spawn ({flags:.0f} ms: its --help is read), {after:.0f} ms after"
+    parts = f"{before:.0f} ms before the spawn (the profile {flags:.0f} ms of it), {after:.0f} ms after"
     spread = (max(bare) - min(bare)) * 1000
     return Row(
         benchmark="cold start", what="supervised minus bare, real engine, beyond the import", unit="ms", ours=value,

@@ -17,8 +17,9 @@ README: Final = ROOT / "README.md"
 
 def rendered(report: dict[str, Any]) -> str:
     """The table as Markdown: every row with a bar or a peer."""
+    command = "bench" if report["size"] == "full" else f"bench-{report['size']}"
     lines = [
-        f"One run of `make bench` on {machine_text(report)}. In brackets: how many times better ours is.",
+        f"One run of `make {command}` on {machine_text(report)}. In brackets: how many times better ours is.",
         "≈: the peer's schedule, replayed on the same loads.",
         "",
         "| benchmark | what | ours | peers | bar | |",
