@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 import threading
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import Final, Self
@@ -36,7 +37,8 @@ class Daemon:
 
     Args:
         profile: what to run. With `restart.host_exit_code` set, the host process ends with that code once the server
-            has failed after READY and nothing more is tried: nobody waits on this thread.
+            has failed after READY and nothing more is tried: nobody waits on this thread. A failure that `seal` or
+            `resume` raises is the caller's matter, and ends nothing.
         hooks: Steps and observers; they run on the daemon's thread.
     """
 
@@ -50,6 +52,8 @@ class Daemon:
         self._ready: Future[Supervised] = Future()
         self._ended: Future[None] = Future()
         self._stopping = False
+        self._waiting: list[str] = []
+        self._told: BaseException | None = None
         self._process = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -86,11 +90,11 @@ class Daemon:
 
     def seal(self) -> None:
         """Quiesces the server for a snapshot; `Supervised.seal` says what that means and raises."""
-        self._portal_for("seal").call(self.supervised.seal)
+        self._call("seal", Supervised.seal)
 
     def resume(self) -> None:
         """Verifies after a snapshot and serves again; `Supervised.resume` says what that means and raises."""
-        self._portal_for("resume").call(self.supervised.resume)
+        self._call("resume", Supervised.resume)
 
     def stop(self) -> None:
         """Stops the server and the thread; returns when no thread, child or descriptor is left. Idempotent.
@@ -155,8 +159,11 @@ class Daemon:
         if not self._ready.done():
             stopped = IllegalState(operation="start", state="being stopped", allowed="no stop meanwhile")
             self._ready.set_exception(failure or stopped)
-        elif failure is not None and not self._stopping and self._profile.restart.host_exit_code is not None:
-            self._exit_host(self._profile.restart.host_exit_code)
+            return
+        code = self._profile.restart.host_exit_code
+        unheard = failure is not None and not self._waiting and failure is not self._told
+        if unheard and not self._stopping and code is not None:
+            self._exit_host(code)
 
     async def _main(self) -> None:
         failure: Exception | None = None
@@ -175,6 +182,18 @@ class Daemon:
     async def _cancel(self) -> None:
         if self._scope is not None:
             self._scope.cancel()
+
+    def _call(self, operation: str, function: Callable[[Supervised], Awaitable[None]]) -> None:
+        portal = self._portal_for(operation)
+        # Whoever waits here hears of a failure: the host must not be ended under its hands.
+        self._waiting.append(operation)
+        try:
+            portal.call(function, self.supervised)
+        except BaseException as error:
+            self._told = error
+            raise
+        finally:
+            self._waiting.remove(operation)
 
     def _portal_for(self, operation: str) -> BlockingPortal:
         if self._ended.done() and (failure := self._ended.exception()) is not None:

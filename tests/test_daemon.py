@@ -157,6 +157,29 @@ def test_the_host_exits_when_nothing_more_is_tried() -> None:
         assert host.wait(20) == 23
 
 
+WAITING_HOST = HOST.replace(
+    "threading.Event().wait()",
+    """
+import os, signal
+daemon.seal()
+os.kill(daemon.supervised.pid, signal.SIGKILL)
+try:
+    daemon.resume()
+except Exception as error:
+    daemon._thread.join()
+    print(type(error).__name__, flush=True)
+    sys.exit(7)
+""",
+)
+
+
+def test_a_failure_that_a_call_raises_is_the_hosts_matter() -> None:
+    """A host that waits in `resume` is told of the failure, and not ended before it can do anything about it."""
+    argv = [sys.executable, "-c", WAITING_HOST, sys.executable, "-I", "-S", str(FAKE), "--port", "{port}"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout.split()[1:]) == (7, ["ChildCrashed"]), done.stderr
+
+
 BLOCKED_HOST = HOST.replace("import sys", "import os, sys").replace(
     "threading.Event().wait()",
     """

@@ -149,7 +149,7 @@ def test_the_whole_life_of_a_container(plane: ControlPlane, host: Callable[..., 
     here = host()
     with here.container(plane) as container:
         container.checkpoint()
-        assert "child.sealed" in container.output
+        container.line("child.sealed")
         pid = server_pid(container.lines)
         assert "child.resumed" not in container.output
         container.restore(task_id="ta-restored")
