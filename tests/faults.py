@@ -843,7 +843,7 @@ RESUMED: tuple[Fault, ...] = (
     ),
     Fault(
         name="resumed-unhealthy", fault="health says 500", moment="resumed", outcome="failed",
-        error="ChildUnresponsive", status=1, says="after the resume: HTTP 500", act="unhealthy",
+        error="ChildUnresponsive", status=1, says="after the resume: ", act="unhealthy",
         flags=("--health-fails-after", "0.3"), profile={"timeouts": BLIND, "liveness": Liveness(armed="resume")},
     ),
     Fault(
