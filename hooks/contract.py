@@ -20,7 +20,7 @@ from hooks.contract_sockets import connections
 from hooks.findings import CHECKS, ContractBroken, ContractUnseen, Finding
 from hooks.tree import members, read_network, read_tree
 from supervisor import procfiles
-from supervisor.errors import ProfileError
+from supervisor.errors import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -129,8 +129,7 @@ class SnapshotContract:
         return tuple(value)
 
     def _check(self, ok: bool, field: str, value: object, allowed: str) -> None:
-        if not ok:
-            raise ProfileError(field=f"{self.name}.{field}", value=value, allowed=allowed)
+        require(ok, f"{self.name}.{field}", value, allowed)
 
 
 def _names(paths: Iterable[Path]) -> frozenset[str]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from hooks.tree import Process, Tree
-    from supervisor.procfiles import FileId, MapLine
+    from supervisor.procfiles import Descriptor, FileId, MapLine
 
 __all__ = ["io_uring", "remounted", "stale_files", "weights_mapped"]
 
@@ -81,7 +81,7 @@ def stale_files(tree: Tree, allowed: Sequence[str] = ()) -> list[Finding]:
         for held in process.descriptors:
             state = _state(held.target, held.file, tree.files.get(held.target)) if held.regular else None
             if state and not _is_allowed(held.target, allowed):
-                does, where = f"holds {_name(held.target)} open", f"/proc/{process.pid}/fd/{held.fd}"
+                does, where = f"holds {_name(held.target)} open", _fd_of(process, held)
                 found.append(_stale(process, does, state, where, held.target))
     return found
 
@@ -89,7 +89,7 @@ def stale_files(tree: Tree, allowed: Sequence[str] = ()) -> list[Finding]:
 def io_uring(tree: Tree) -> list[Finding]:
     """No io_uring: the kernel's half of its rings is in no snapshot."""
     shown = [
-        (process.pid, f"/proc/{process.pid}/fd/{held.fd}", held.target)
+        (process.pid, _fd_of(process, held), held.target)
         for process in tree.processes
         for held in process.descriptors
         if held.target == IO_URING
@@ -121,7 +121,7 @@ def remounted(tree: Tree, folders: Collection[str], weights: Collection[str], al
             check="remounted",
             pid=process.pid,
             what=f"holds {_name(held.target)} open, which is mounted anew after a restore",
-            where=f"/proc/{process.pid}/fd/{held.fd}",
+            where=_fd_of(process, held),
             line=held.target,
             fix=_CLOSE,
         )
@@ -179,6 +179,10 @@ def _is_allowed(path: str, allowed: Sequence[str]) -> bool:
 
 def _line_of(process: Process, line: MapLine) -> str:
     return f"/proc/{process.pid}/maps line {line.number}"
+
+
+def _fd_of(process: Process, held: Descriptor) -> str:
+    return f"/proc/{process.pid}/fd/{held.fd}"
 
 
 def _name(path: str) -> str:

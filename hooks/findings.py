@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-__all__ = ["CHECKS", "ContractBroken", "ContractUnseen", "Finding", "Severity"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
+__all__ = ["CHECKS", "NOTE", "ContractBroken", "ContractUnseen", "Finding", "Severity", "telling"]
+
+NOTE: Final = "contract: "  # begins a line of the log that tells a finding
 Severity = Literal["error", "warning"]
 
 CHECKS: Final = (
@@ -83,3 +87,13 @@ class ContractUnseen(Exception):
 
     def __str__(self) -> str:
         return f"the snapshot contract cannot be checked: {self.reason}"
+
+
+def telling(say: Callable[[str], None]) -> Callable[[tuple[Finding, ...]], None]:
+    """An `on_findings` that says each finding in a line of the log, warnings too."""
+
+    def tell(findings: tuple[Finding, ...]) -> None:
+        for finding in findings:
+            say(f"{NOTE}{finding}")
+
+    return tell

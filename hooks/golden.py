@@ -34,7 +34,7 @@ from hooks.answer import BadAnswer
 from hooks.generation import Generation
 from hooks.text import shorten
 from hooks.warmup import chat
-from supervisor.errors import ProfileError
+from supervisor.errors import require
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -109,8 +109,7 @@ class Golden:
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
             ("tolerance", self.tolerance >= 0 and math.isfinite(self.tolerance), "0 or more"),
         ):
-            if not ok:
-                raise ProfileError(field=f"{self.name}.{name}", value=getattr(self, name), allowed=allowed)
+            require(ok, f"{self.name}.{name}", getattr(self, name), allowed)
 
     @classmethod
     def image(cls, **overrides: Any) -> Golden:

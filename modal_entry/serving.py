@@ -319,10 +319,6 @@ class Server:
 
     def hooks(self) -> Hooks:
         """The Steps of the model; what the contract finds goes to the log, warnings too."""
+        from hooks.findings import telling
 
-        def tell(findings: tuple[Finding, ...]) -> None:
-            for finding in findings:
-                if self._sink is not None:
-                    self._sink.say(f"contract: {finding}")
-
-        return self.model.hooks(tell)
+        return self.model.hooks(telling(self._sink.say) if self._sink else None)

@@ -51,6 +51,16 @@ class Child:
         """The command of this life, not redacted; `{port}` stands where no port is chosen yet."""
         return tuple(map(self.fill, self.profile.command))
 
+    @property
+    def env(self) -> dict[str, str]:
+        """What the profile sets in the environment of this life, its key included; not redacted."""
+        profile = self.profile
+        own = {
+            name: self.fill(value) if isinstance(value, str) else value.reveal() for name, value in profile.env.items()
+        }
+        key = {profile.api_key_env: profile.api_key.reveal()} if profile.api_key and profile.api_key_env else {}
+        return own | key
+
     def fill(self, text: str) -> str:
         """Substitutes `{host}` and `{port}`."""
         # Not str.format: arguments hold JSON with braces of its own.

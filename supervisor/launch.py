@@ -88,14 +88,12 @@ def accepts(host: str, port: int, *, timeout_s: float = 0.5) -> bool:
 
 
 def _environment(child: Child, cookie: str) -> dict[str, str]:
-    profile = child.profile
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if name not in _NEVER_INHERITED and any(fnmatch.fnmatchcase(name, pattern) for pattern in profile.inherit_env)
+        if name not in _NEVER_INHERITED
+        and any(fnmatch.fnmatchcase(name, pattern) for pattern in child.profile.inherit_env)
     }
-    own = {name: child.fill(value) if isinstance(value, str) else value.reveal() for name, value in profile.env.items()}
-    key = {profile.api_key_env: profile.api_key.reveal()} if profile.api_key and profile.api_key_env else {}
     # First in order, because environments are searched up to a bound only; last in rank.
     mark = {procfs.COOKIE: cookie}
-    return mark | inherited | own | key | mark
+    return mark | inherited | child.env | mark

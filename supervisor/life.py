@@ -37,7 +37,7 @@ from supervisor.readiness import report_waiting, until_up
 from supervisor.shortage import told, translated
 from supervisor.steps import attempt, describe, run_steps
 from supervisor.supervised import Supervised
-from supervisor.teardown import teardown
+from supervisor.teardown import plumb, teardown
 from supervisor.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ class Life:
         try:
             async with anyio.create_task_group() as tasks:
                 plumbing = anyio.CancelScope(shield=True)  # outlives a stop request: teardown needs it
-                tasks.start_soon(self._plumb, plumbing)
+                tasks.start_soon(plumb, self._process, self._pump, plumbing)
                 try:
                     await self._phases()
                 except Exception as failure:  # noqa: BLE001  raised again below, outside the group
@@ -136,12 +136,6 @@ class Life:
         if self.run.emit.state is State.LOADING:
             self._hint.see(line)
         self.run.emit(events.ChildLog, stream=stream, line=line, line_level=level)
-
-    async def _plumb(self, scope: anyio.CancelScope) -> None:
-        with scope:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._pump.run)
-                tasks.start_soon(self._process.watch)
 
     async def _phases(self) -> None:
         run, emit = self.run, self.run.emit

@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import logging
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import anyio
 import anyio.lowlevel
 
 from supervisor.events import Level
-from supervisor.lines import LineSplitter
+from supervisor.lines import LineSplitter, without_controls
 from supervisor.profile import LogLimits
 from supervisor.redact import Redactor
 
@@ -32,10 +31,7 @@ _CHUNK_BYTES: Final = 120 << 10
 _BURST_S: Final = 0.004  # a pipe that stays full is read for so long before anything else has a turn
 _SLICE_S: Final = 0.0003  # processing yields to reading this often
 _REPORT_S: Final = 1.0  # between two reports of drops
-# ECMA-48: control sequences, operating system commands, and two-byte escapes; also one that the text's end cuts off.
-_ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*(?:[@-~]|\Z)|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_]|\Z)")
 _DECODER: Final = codecs.getincrementaldecoder("utf-8")
-_CONTROLS: Final = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)]) | {0x09: " "}
 
 
 class LogPump:
@@ -154,7 +150,7 @@ class LogPump:
 
     def _tidy(self, text: str, *, cut: bool) -> str:
         if not text.isprintable():
-            text = _ANSI.sub("", text.rpartition("\r")[2]).translate(_CONTROLS)  # \r: what a terminal would show
+            text = without_controls(text.rpartition("\r")[2])  # \r: what a terminal would show
         text = self._redact.cut(text) if cut else self._redact(text)
         return text[: self._limits.max_line_bytes].rstrip()
 

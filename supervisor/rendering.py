@@ -7,14 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from supervisor.events import LoadProgress
-from supervisor.logs import _ANSI, _CONTROLS
+from supervisor.lines import without_controls
 
 
 def clean(text: str) -> str:
     """Text without escape sequences and control characters, line breaks excepted: fit for a terminal."""
-    return (
-        text if text.isprintable() else "\n".join(_ANSI.sub("", line).translate(_CONTROLS) for line in text.split("\n"))
-    )
+    return text if text.isprintable() else "\n".join(map(without_controls, text.split("\n")))
 
 
 def progress_line(event: LoadProgress) -> str:

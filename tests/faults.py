@@ -843,8 +843,9 @@ RESUMED: tuple[Fault, ...] = (
     ),
     Fault(
         name="resumed-unhealthy", fault="health says 500", moment="resumed", outcome="failed",
-        error="ChildUnresponsive", status=1, says="after the resume: ", act="unhealthy",
-        flags=("--health-fails-after", "0.3"), profile={"timeouts": BLIND, "liveness": Liveness(armed="resume")},
+        error="ChildUnresponsive", status=1, says="after the resume: HTTP 500", act="unhealthy",
+        flags=("--health-fails-after", "0.3"),
+        profile={"timeouts": Timeouts(start_s=20, resume_s=0.5), "liveness": Liveness(armed="resume")},
     ),
     Fault(
         name="resumed-killed", fault="SIGKILL of the server, only a resume may replace it", moment="resumed",

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from supervisor.cli.ending import speaks
+from supervisor.cli.reports import json_option, show, write
 from supervisor.redact import Secret
 
 if TYPE_CHECKING:
     from hooks.smoke_report import Report
 
 __all__ = ["verify"]
-
-_WIDTH: Final = 140  # of a log, which no terminal limits
 
 
 @click.command("verify", short_help="Check any OpenAI-compatible endpoint.")
@@ -31,7 +29,7 @@ _WIDTH: Final = 140  # of a log, which no terminal limits
 @click.option("--timeout-s", type=float, default=120.0, show_default=True, help="For one answer.")
 @click.option("--idle-then-wake", type=float, metavar="SECONDS", help="Idle so long, then time the wake.")
 @click.option("--wake-limit-s", type=float, help="Fail when the wake's first token takes longer.")
-@click.option("--json", "out", type=click.File("w", encoding="utf-8", lazy=False), help="Also write JSON; - is stdout.")
+@json_option
 @speaks
 def verify(out: TextIO | None, **given: Any) -> int:
     """Check that the endpoint at URL is closed to strangers and that every path of it works.
@@ -42,9 +40,8 @@ def verify(out: TextIO | None, **given: Any) -> int:
     Exit codes: 0 all good; 2 bad arguments; 3 the endpoint never answered; 4 a check failed.
     """
     report = _run(given)
-    if out:
-        out.write(report.to_json() + "\n")
-    _print(report, to_stderr=out is not None and out.name == "<stdout>")
+    write(report, out)
+    show(report, out)
     return 0 if report.ok else 4 if report.answered else 3
 
 
@@ -78,10 +75,3 @@ def _run(given: dict[str, Any]) -> Report:
             return await smoke(endpoint, options, on_start=lambda name: status.update(f"{name} ..."))
 
         return anyio.run(run)
-
-
-def _print(report: Report, *, to_stderr: bool) -> None:
-    from rich.console import Console
-
-    stream = sys.stderr if to_stderr else sys.stdout
-    Console(file=stream, width=None if stream.isatty() else _WIDTH).print(report.table())

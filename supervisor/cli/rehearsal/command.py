@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, TextIO
 
 import anyio
 import anyio.to_thread
@@ -22,14 +21,13 @@ from supervisor.cli.rehearsal.report import Report
 from supervisor.cli.rehearsal.sandbox import Sandbox, SandboxUnavailable, runsc
 from supervisor.cli.rehearsal.stages import StageFailed, Stages, let_go
 from supervisor.cli.rehearsal.subject import EXCHANGE, Subject, of_entry, of_profile, prepared
+from supervisor.cli.reports import json_option, show, write
 from supervisor.cli.signals import Signals
 from supervisor.cli.spec import load
 from supervisor.errors import ProfileError, SupervisorError
 from supervisor.redact import Redactor
 
 __all__ = ["rehearse"]
-
-_WIDTH: Final = 140  # of a log, which no terminal limits
 
 
 @click.command("rehearse", short_help="Snapshot and restore a server in a sandbox here.")
@@ -43,7 +41,7 @@ _WIDTH: Final = 140  # of a log, which no terminal limits
 @click.option("--no-contract", is_flag=True, help="Leave the snapshot contract out, to see what it prevents.")
 @click.option("--no-golden", is_flag=True, help="Leave the golden answer out.")
 @click.option("--mount", "mounts", multiple=True, metavar="FOLDER:PATH", help="What a volume holds, and where it goes.")
-@click.option("--json", "out", type=click.File("w", encoding="utf-8", lazy=False), help="Also write JSON; - is stdout.")
+@json_option
 @click.option("--inside", type=Path, hidden=True)
 @shared_options
 @speaks
@@ -77,9 +75,8 @@ def rehearse(spec: str, out: TextIO | None, **given: Any) -> int:
     try:
         anyio.run(_attended, subject, report)
     finally:
-        if out:
-            out.write(report.to_json() + "\n")
-    _print(report, to_stderr=out is not None and out.name == "<stdout>")
+        write(report, out)
+    show(report, out)
     return report.exit_status
 
 
@@ -159,10 +156,3 @@ async def _rehearse(subject: Subject, report: Report) -> None:
                 await stages.wait("stopped", running)
         finally:
             report.restored(stages.reached)
-
-
-def _print(report: Report, *, to_stderr: bool) -> None:
-    from rich.console import Console
-
-    stream = sys.stderr if to_stderr else sys.stdout
-    Console(file=stream, width=None if stream.isatty() else _WIDTH).print(report.table())

@@ -1,8 +1,8 @@
 """What is different when a snapshot is restored: another container, later, over volumes that went on changing.
 
 Weights drift in a copy: the folder that holds them is staged, mounted over the real one in the sandbox, and changed
-between the checkpoint and the restore. The real files are never touched;
-what lies beside them is seen, and may not be written.
+between the checkpoint and the restore. The real files are never touched; what lies beside them is seen, and may not be
+written.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from typing import Final
 import anyio
 
 from hooks.answer import BadAnswer, ask
-from hooks.contract import Finding, SnapshotContract
+from hooks.contract import SnapshotContract
+from hooks.findings import telling
 from hooks.warmup import chat
 from supervisor import events
-from supervisor.cli.rehearsal.report import NOTE
 from supervisor.cli.rehearsal.stages import await_restore, tell
 from supervisor.contract import Child, Hooks, Observer, Step
 from supervisor.daemon import Daemon
@@ -76,12 +76,7 @@ def _telling(step: Step, sink: Sink) -> Step:
     """The contract, made to tell what it finds also when that is no error."""
     if not isinstance(step, SnapshotContract) or step.on_findings is not None:
         return step
-
-    def note(findings: tuple[Finding, ...]) -> None:
-        for finding in findings:
-            sink.say(f"{NOTE}{finding}")
-
-    return replace(step, on_findings=note)
+    return replace(step, on_findings=telling(sink.say))
 
 
 class _Healing:

@@ -8,6 +8,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from hooks.findings import NOTE
 from supervisor.cli.rehearsal.drift import KINDS as DRIFT
 from supervisor.sink import clean
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from supervisor.cli.rehearsal.stages import Stage
     from supervisor.contract import Step
 
-__all__ = ["BROKEN", "NOTE", "Event", "Report", "event_of", "is_golden"]
+__all__ = ["BROKEN", "Event", "Report", "event_of", "is_golden"]
 
 # An event as the console's log shows it; the server's own lines are indented otherwise.
 _EVENT: Final = re.compile(r"^ *\d+\.\d\d \[(\w+) *\] ([a-z]+\.[a-z]+)\b *(.*)$")
@@ -26,7 +27,6 @@ _FIELD: Final = re.compile(rf"(\w+)=(\((?:{_TEXT}|[^()'\"])*\)|{_TEXT}|\S*)")
 _GOLDEN: Final = (" record", " replay")  # ends the names of golden Steps
 _SIGNALLED: Final = 128  # exit codes above it tell a signal
 _TIMERS: Final = ("child.unanswering", "child.unresponsive")
-NOTE: Final = "contract: "  # begins a line of the log that tells what the contract found
 BROKEN: Final = 5  # the exit code: a snapshot of this server cannot be trusted
 
 

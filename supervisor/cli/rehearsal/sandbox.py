@@ -25,7 +25,7 @@ from supervisor.process import Process
 from supervisor.procfs import COOKIE
 from supervisor.profile import LogLimits, Stop
 from supervisor.redact import Redactor
-from supervisor.teardown import teardown
+from supervisor.teardown import plumb, teardown
 
 __all__ = ["Running", "Sandbox", "SandboxFailed", "SandboxUnavailable", "runsc"]
 
@@ -165,7 +165,7 @@ class Sandbox:
         try:
             async with anyio.create_task_group() as tasks:
                 plumbing = anyio.CancelScope(shield=True)
-                tasks.start_soon(_plumb, plumbing, pump, process)
+                tasks.start_soon(plumb, process, pump, plumbing)
                 try:
                     yield Running(argv[0], process, pump)
                 except Exception as error:  # noqa: BLE001  raised again below, outside the group
@@ -212,13 +212,6 @@ class Running:
             reason = f"runsc may not make one here, as in most containers that are not privileged. It says: {own[0]}"
             return SandboxUnavailable(reason=reason)
         return SandboxFailed(what=f"`runsc {self._command}` ended", exit_code=self.exit_code, tail=tuple(own) or tail)
-
-
-async def _plumb(scope: anyio.CancelScope, pump: LogPump, process: Process) -> None:
-    with scope:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(pump.run)
-            tasks.start_soon(process.watch)
 
 
 def _ignore(_stream: Stream, _line: str) -> None:

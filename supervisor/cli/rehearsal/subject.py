@@ -61,7 +61,7 @@ def prepared(profile: Profile, hooks: Hooks, given: dict[str, Any]) -> tuple[Pro
     from hooks.contract import SnapshotContract
     from hooks.golden import goldens
 
-    profile = replace(profile, weights=tuple(part for path in profile.weights for part in shards(path)))
+    profile = replace(profile, weights=_files(profile))
     if profile.restart.policy == "never":
         profile = replace(profile, restart=replace(profile.restart, policy="on-resume", max_restarts=1))
     before = [step for step in hooks.before_seal if not _is_off(step, given)]
@@ -103,7 +103,7 @@ def of_profile(spec: str, given: dict[str, Any]) -> Subject:
         argv=(sys.executable, "-m", "supervisor", *_without_json(sys.argv[1:]), "--inside", str(EXCHANGE)),
         env=env,
         mounts=mounts,
-        weights=tuple(Weight.at(part, mounts) for path in profile.weights for part in shards(path)),
+        weights=tuple(Weight.at(path, mounts) for path in _files(profile)),
         key_variable=profile.api_key_env,
         secrets=profile.secrets,
         before=before,
@@ -118,26 +118,32 @@ def of_entry(spec: str, given: dict[str, Any]) -> Subject:
     for name, value in given.items():
         option = f"--{name.replace('_', '-')}"
         require(name in meant or not value, option, value, "left out: a Modal entry is rehearsed as its sheet says")
-    path = Path(spec).resolve()
-    weights = weights_of(path)
+    entry = Path(spec).resolve()
+    weights = weights_of(entry)
     given_env = variables(given["env"])
     secrets = [value for value in given_env.values() if isinstance(value, Secret)]
     if _KEY not in given_env and os.environ.get(_KEY, "").strip():
         secrets.append(Secret(os.environ[_KEY], name=_KEY))
-    argv = [sys.executable, "-m", "supervisor.cli.rehearsal.modal_inside", str(path), "--exchange", str(EXCHANGE)]
+    argv = [sys.executable, "-m", "supervisor.cli.rehearsal.modal_inside", str(entry), "--exchange", str(EXCHANGE)]
     argv += [word for pair in given["env"] for word in ("--env", pair)]
     mounts = _mounts(given)
-    for path in (*weights, BUILDS):
-        there = Weight.at(path, mounts).host.exists()
-        require(there, "--mount", "nothing", f"FOLDER:PATH so that the entry finds {path}, as its volume has it")
+    found = {path: Weight.at(path, mounts) for path in (*weights, BUILDS)}
+    for path, weight in found.items():
+        allowed = f"FOLDER:PATH so that the entry finds {path}, as its volume has it"
+        require(weight.host.exists(), "--mount", "nothing", allowed)
     return Subject(
         argv=tuple(argv),
         env={name: value for name, value in os.environ.items() if name == _KEY or not _secret(name, value)},
         mounts=mounts,
-        weights=tuple(Weight.at(path, mounts) for path in weights),
+        weights=tuple(found[path] for path in weights),
         key_variable=None,
         secrets=tuple(secrets),
     )
+
+
+def _files(profile: Profile) -> tuple[Path, ...]:
+    """The weights, all parts of split ones."""
+    return tuple(part for path in profile.weights for part in shards(path))
 
 
 def _mounts(given: dict[str, Any]) -> tuple[Mount, ...]:
