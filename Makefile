@@ -22,12 +22,12 @@ test: $(STAMP)
 
 # The fault matrix: plays every row, writes down what was seen, and renders the README's table from that.
 faults: $(STAMP)
-	FAULTS_JSON=tests/faults.json $(BIN)/python -m pytest tests/test_faults.py -k test_a_fault
-	$(BIN)/python tests/fault_table.py
+	FAULTS_JSON=tests/system/faults.json $(BIN)/python -m pytest tests/system/test_faults.py -k test_a_fault
+	$(BIN)/python tests/tools/fault_table.py
 
 # Random faults on a loop: make soak SECONDS=60 SOAK_ARGS="--seed 7"
 soak: $(STAMP)
-	$(BIN)/python tests/soak.py $(SECONDS) $(SOAK_ARGS)
+	$(BIN)/python tests/system/soak.py $(SECONDS) $(SOAK_ARGS)
 
 # A snapshot and a restore in gVisor, of the embedded model. Needs root.
 rehearse: $(STAMP) sandbox
@@ -39,7 +39,7 @@ sandbox:
 
 # What Modal would receive, from Modal's own CLI, without an account.
 deploy-dry: $(STAMP)
-	$(BIN)/python tests/deploy_dry.py
+	$(BIN)/python tests/tools/deploy_dry.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

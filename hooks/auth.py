@@ -6,11 +6,11 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from hooks.answer import BadAnswer, ask
-from hooks.rawjson import CHAT
+from hooks.http.answer import BadAnswer, ask
+from hooks.warmup.request_file import CHAT
 
 if TYPE_CHECKING:
-    from supervisor.contract import Child
+    from supervisor.child import Child
 
 __all__ = ["AuthCheck", "AuthError"]
 

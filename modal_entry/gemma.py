@@ -12,7 +12,8 @@ import modal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Modal imports this file from wherever it was called
 
-from modal_entry import pipeline, serving
+from modal_entry.pipeline import functions as pipeline
+from modal_entry.serving import server as serving
 
 MODEL = serving.Model(
     name="gemma-4-26b-a4b",

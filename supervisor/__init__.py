@@ -10,14 +10,14 @@ if sys.platform == "win32":
     raise ImportError("warmboot needs POSIX process groups and signals: run it on Linux, macOS or inside WSL 2")
 
 from supervisor import errors, events
-from supervisor.contract import Child, Hooks, Observer, Step
-from supervisor.daemon import Daemon
+from supervisor.child import Child, Hooks, Observer, Step
 from supervisor.errors import SupervisorError
 from supervisor.events import Event, State
-from supervisor.lifecycle import supervise
+from supervisor.lifecycle.daemon import Daemon
+from supervisor.lifecycle.handle import Supervised
+from supervisor.lifecycle.supervise import supervise
 from supervisor.profile import Health, Liveness, LogLimits, Profile, Restart, Stop, Timeouts
 from supervisor.redact import Redactor, Secret
-from supervisor.supervised import Supervised
 
 __all__ = [
     "Child",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from supervisor.contract import Observer
+from supervisor.child import Observer
 from supervisor.events import TRANSITIONS, Event, State
 
 

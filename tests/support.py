@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
-from supervisor import Daemon, Health, Profile, State, Stop, Supervised, Timeouts
+from supervisor import Daemon, Health, Profile, State, Stop, Supervised, Timeouts, events
 from supervisor.events import Event
 
-FAKE = Path(__file__).with_name("fake_server.py")
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+DATA = TESTS / "data"
+FAKE = TESTS / "fakes" / "fake_server.py"
 READY_LINE = "server is listening on"
 
 E = TypeVar("E", bound=Event)
+EVENT_KINDS: list[type[Event]] = [
+    kind for _, kind in inspect.getmembers(events, inspect.isclass) if issubclass(kind, Event) and kind is not Event
+]
 
 
 def fake_profile(*flags: str, **fields: Any) -> Profile:

@@ -7,13 +7,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import supervisor
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("supervisor", "hooks", "modal_entry")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -55,7 +54,7 @@ def walk(node: ast.AST, *, functions: bool) -> Iterator[ast.AST]:
 def layer(module: str) -> str:
     """What part of the house a module belongs to."""
     match module.split("."):
-        case ["supervisor", ("cli" | "engines") as part, *_]:
+        case ["supervisor", ("cli" | "engines" | "rehearsal") as part, *_]:
             return part
         case ["supervisor", "__main__"]:
             return "main"
@@ -71,9 +70,10 @@ ARROWS = {
     "core": {"core"},
     "engines": {"engines", "core"},
     "hooks": {"hooks", "core"},
-    "cli": {"cli", "engines", "hooks", "core", "modal_entry"},
+    "rehearsal": {"rehearsal", "cli", "engines", "hooks", "core", "modal_entry"},
+    "cli": {"cli", "rehearsal", "engines", "hooks", "core"},
     "main": {"cli"},
-    "modal_entry": {"modal_entry", "modal", "hooks", "engines", "core"},
+    "modal_entry": {"modal_entry", "modal", "hooks", "engines", "rehearsal", "cli", "core"},
 }
 
 
@@ -87,24 +87,24 @@ def test_imports_point_one_way(module: str) -> None:
 
 def test_the_walk_sees_arrows() -> None:
     """The test above looks at something: these imports exist."""
-    assert "hooks.warmup" in set(imports("supervisor.cli.spec"))
+    assert "hooks.warmup.steps" in set(imports("supervisor.cli.spec"))
     assert "supervisor.engines.local" in set(imports("supervisor.cli.spec"))
     assert "supervisor.errors" in set(imports("supervisor"))
-    assert "httpx" in set(imports("supervisor.contract"))
-    assert "modal_entry.rehearsal.container" in set(imports("supervisor.cli.rehearsal.modal_inside", deferred=False))
+    assert "httpx" in set(imports("supervisor.child"))
+    assert "modal_entry.rehearsal.container" in set(imports("modal_entry.rehearsal.inside", deferred=False))
 
 
 @pytest.mark.parametrize("module", sorted(module for module in MODULES if layer(module) == "cli"))
 def test_the_command_line_does_without_modal(module: str) -> None:
     """Modal is an extra: only the program that rehearses an entry imports entries outside of functions."""
-    if module == "supervisor.cli.rehearsal.modal_inside":
+    if module == "modal_entry.rehearsal.inside":
         return
     assert not {name for name in imports(module, deferred=False) if layer(name) in {"modal_entry", "modal"}}
 
 
 def test_only_a_sandbox_runs_the_rehearsal_of_an_entry() -> None:
     """It is a program of its own: nothing imports it, or Modal would come along."""
-    assert not [module for module in MODULES if "supervisor.cli.rehearsal.modal_inside" in set(imports(module))]
+    assert not [module for module in MODULES if "modal_entry.rehearsal.inside" in set(imports(module))]
 
 
 def test_errors_and_events_stand_at_the_bottom() -> None:
@@ -120,7 +120,7 @@ def test_processes_have_one_home(module: str) -> None:
     Engines may ask a binary for its `--help`, the pipeline may compile, a rehearsal may run Modal's own programs.
     """
     if (
-        module in {"supervisor.process", "modal_entry.commands", "modal_entry.rehearsal.programs"}
+        module in {"supervisor.process.process", "modal_entry.pipeline.commands", "modal_entry.rehearsal.programs"}
         or layer(module) == "engines"
     ):
         return

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-    from modal_entry.serving import Model
+    from modal_entry.serving.server import Model
 
 __all__ = ["weights_of"]
 
@@ -33,7 +33,7 @@ def weights_of(entry: Path) -> tuple[Path, ...]:
 
 def _model_of(module: ModuleType, entry: Path) -> Model:
     # Looked up from the base: `@app.server` puts an object of Modal's in the place of the class.
-    from modal_entry.serving import Model, Server
+    from modal_entry.serving.server import Model, Server
 
     mine = [cls for cls in _below(Server) if cls.__module__ == module.__name__]
     servers = [cls for cls in mine if not any(issubclass(other, cls) for other in mine if other is not cls)]
@@ -45,7 +45,7 @@ def _model_of(module: ModuleType, entry: Path) -> Model:
         raise ProfileError(field="ENTRY", value=str(entry), allowed=allowed)
     model = getattr(servers[0], "model", None)
     if not isinstance(model, Model):
-        allowed = f"a file whose {servers[0].__name__}.model is a modal_entry.serving.Model, not {model!r}"
+        allowed = f"a file whose {servers[0].__name__}.model is a modal_entry.serving.server.Model, not {model!r}"
         raise ProfileError(field="ENTRY", value=str(entry), allowed=allowed)
     return model
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
+from supervisor.child import Child, Hooks
 from supervisor.cli import session
 from supervisor.cli.ending import settle, speaks
 from supervisor.cli.options import override, shared_options, variables
-from supervisor.cli.rehearsal.command import rehearse
 from supervisor.cli.spec import load
 from supervisor.cli.verify import verify
-from supervisor.contract import Child, Hooks
 from supervisor.profile import Profile
 from supervisor.redact import Redactor
+from supervisor.rehearsal.command import rehearse
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

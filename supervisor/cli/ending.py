@@ -14,8 +14,8 @@ from typing import Any
 import click
 
 from supervisor.errors import SupervisorError
-from supervisor.shortage import shortage
-from supervisor.sink import clean
+from supervisor.linux.exhaustion import shortage
+from supervisor.logs.sink import clean
 
 
 def speaks(command: Callable[..., int]) -> Callable[..., None]:

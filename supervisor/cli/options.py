@@ -10,8 +10,9 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from hooks import auth, warmup
-from supervisor.contract import Hooks
+from hooks import auth
+from hooks.warmup import steps as warmup
+from supervisor.child import Hooks
 from supervisor.errors import ProfileError
 from supervisor.profile import Profile
 from supervisor.redact import GUESSED_MIN_CHARS, Secret, is_secret_name

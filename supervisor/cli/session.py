@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 import anyio
 
 from supervisor import events
+from supervisor.child import Hooks, Observer
 from supervisor.cli.notify import Notifier
 from supervisor.cli.signals import Signals
-from supervisor.contract import Hooks, Observer
 from supervisor.errors import SupervisorError
 from supervisor.events import Event
-from supervisor.lifecycle import supervise
+from supervisor.lifecycle.supervise import supervise
+from supervisor.logs.sink import LogFormat, Sink, clean
 from supervisor.profile import Profile
-from supervisor.sink import LogFormat, Sink, clean
 
 
 def run(profile: Profile, hooks: Hooks, *, log_format: LogFormat, key_variable: str | None) -> int:

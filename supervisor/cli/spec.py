@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from hooks import warmup
-from supervisor.contract import Hooks
+from hooks.warmup import steps as warmup
+from supervisor.child import Hooks
 from supervisor.engines import local
 from supervisor.errors import ProfileError, SupervisorError
 from supervisor.profile import Profile

@@ -12,7 +12,7 @@ from supervisor.cli.reports import json_option, show, write
 from supervisor.redact import Secret
 
 if TYPE_CHECKING:
-    from hooks.smoke_report import Report
+    from hooks.smoke.report import Report
 
 __all__ = ["verify"]
 
@@ -50,8 +50,8 @@ def _run(given: dict[str, Any]) -> Report:
     import anyio
     from rich.console import Console
 
-    from hooks.endpoint import Endpoint
-    from hooks.smoke import Options, smoke
+    from hooks.http.endpoint import Endpoint
+    from hooks.smoke.run import Options, smoke
 
     variable = given["api_key_env"]
     endpoint = Endpoint(

@@ -19,7 +19,7 @@ from supervisor.engines.llama_cpp import LlamaServer
 from supervisor.engines.local_server import INSTALL, help_text, main
 
 if TYPE_CHECKING:
-    from supervisor.contract import Child
+    from supervisor.child import Child
     from supervisor.profile import Profile
 
 __all__ = ["AssembleModel", "model_path", "profile"]

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 BENCH = Path(__file__).resolve().parent
 PROGRAMS = BENCH / "programs"
-FAKE = BENCH.parent / "fake_server.py"
+FAKE = BENCH.parent / "fakes" / "fake_server.py"
 ROOT = BENCH.parent.parent
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import modal
 
-from modal_entry import pipeline, serving
+from modal_entry.pipeline import functions as pipeline
+from modal_entry.serving import server as serving
 
 serving.PORT = int(os.environ.get("ENTRY_PORT", "8000"))  # type: ignore[misc]
 serving.MODELS = Path(os.environ.get("ENTRY_MODELS", "/models"))  # type: ignore[misc]

@@ -8,11 +8,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from hooks.warmup import Text
+from hooks.warmup.steps import Text
 from supervisor import Health, Hooks, Liveness, Profile, Secret, Timeouts
 from supervisor.engines import local
 
-FAKE = Path(__file__).resolve().parent.parent / "fake_server.py"
+FAKE = Path(__file__).resolve().parent.parent / "fakes" / "fake_server.py"
 
 
 def fake() -> tuple[Profile, Hooks]:

@@ -18,10 +18,10 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from modal_entry.build import build
-from modal_entry.cmake import architecture
-from modal_entry.manifest import verify_build
-from modal_entry.releases import promote
+from modal_entry.pipeline.build import build
+from modal_entry.pipeline.cmake import architecture
+from modal_entry.pipeline.manifest import verify_build
+from modal_entry.pipeline.releases import promote
 
 
 def say(text: str) -> None:

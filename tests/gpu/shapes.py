@@ -13,9 +13,10 @@ from unittest import mock
 
 import gguf
 import numpy as np
-import tiny_gemma4
-from gguf_files import header, padded, tensor
 from numpy.typing import NDArray
+
+from fakes import tiny_gemma4
+from fakes.gguf_files import header, padded, tensor
 
 Array = NDArray[np.float32]
 PERIOD: Final = 6  # layers after which the kinds of attention repeat

@@ -40,21 +40,21 @@ from typing import Any, Final
 import anyio
 import driver
 import shapes
-import tiny_gemma4
 from driver import Checkpoint, used_mib
 
-from hooks.contract_requests import read_load
-from hooks.findings import Finding
-from hooks.generation import Generation
-from hooks.golden import Golden, GoldenMismatch, goldens
-from hooks.marker import Marker
-from hooks.tree import read_tree
+from fakes import tiny_gemma4
+from hooks.artifacts.marker import Marker
+from hooks.contract.findings import Finding
+from hooks.contract.requests import read_load
+from hooks.contract.tree import read_tree
+from hooks.golden.generation import Generation
+from hooks.golden.step import Golden, GoldenMismatch, goldens
 from hooks.warmup import Text, chat
-from modal_entry import serving
 from modal_entry.gemma import MODEL
-from modal_entry.releases import resolve
+from modal_entry.pipeline.releases import resolve
+from modal_entry.serving import server as serving
 from supervisor import Daemon, Profile, Secret
-from supervisor.contract import Child, Step
+from supervisor.child import Child, Step
 from supervisor.errors import StepFailed
 from supervisor.events import Event, StepPassed, StepRefused
 

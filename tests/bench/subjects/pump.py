@@ -18,7 +18,7 @@ from bench.setting import status_kib
 from bench.subjects import answer_jobs
 from supervisor import Hooks, Profile, SupervisorError, supervise
 from supervisor.events import ChildLog, Event, LogDropped
-from supervisor.sink import Sink
+from supervisor.logs.sink import Sink
 
 
 def ours(argv: list[str], port: int, *, sink: bool) -> dict[str, Any]:

@@ -1,0 +1,203 @@
+"""The golden answer: recorded before a snapshot, asked for again after the restore, so that nonsense is never served.
+
+    golden = Golden()
+    Hooks(before_seal=(golden.record,), after_resume=(golden.replay,))
+
+A restored server can be healthy and compute rubbish: its weights lie in memory that was saved and brought back. So the
+same greedy question is asked before and after. Tokens must be the same, and log-probabilities no further apart than
+the tolerance, where the engine gives them; of others the text is compared.
+
+Where the tolerance of 0.01 comes from (Gemma 3 270M, llama.cpp on a CPU, the default question): on a server that does
+nothing else, 50 answers were equal to the last bit, as they were after other requests, in a fresh process and with
+another number of threads. With the other slot busy the tokens stayed the same in 50 of 50, and log-probabilities moved
+by up to 0.03, because another batch rounds otherwise; around a seal nothing else runs. One page of zeros (4 KiB of
+253 MB) in the weights of a layer moved them by 0.03 to 0.8 in 12 places of 12, shifted bytes changed the tokens.
+On a GPU (H200, llama.cpp b9940 with CUDA 13.0, a Gemma 4 26B of random weights with pictures, q8_0 KV) it is the same:
+equal to the last bit 30 times of 30, also after other requests and over a driver's checkpoint and restore. Beside other
+requests the tokens themselves differ there (text: with three of them; a picture: with one), and two answers beside the
+same ones may agree, so record when nothing else runs. Zeros over 1 MB in 128 of the GPU memory changed the first token.
+An engine that is less exact shows at the record, which asks twice.
+
+What 8 tokens cannot show: damage to weights that they hardly use (4 MB of zeros in the embeddings of other words moved
+them by 0.0002; experts that were not chosen), and, on engines that ignore `cache_prompt`, a prefill that comes from a
+prefix cache.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from hooks.golden.generation import Generation
+from hooks.http import picture
+from hooks.http.answer import BadAnswer
+from hooks.http.text import shorten
+from hooks.warmup.steps import chat
+from supervisor.errors import require
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from supervisor.child import Child, Step
+
+__all__ = ["Golden", "GoldenMismatch", "goldens"]
+
+TOLERANCE: Final = 0.01
+_PICTURE_SIDE_PX: Final = 96
+
+
+@dataclass(eq=False)
+class GoldenMismatch(Exception):
+    """Two answers that must be the same are not.
+
+    Attributes:
+        reason: where they part, redacted.
+        expected: the text of the first answer, redacted and shortened.
+        seen: that of the second; the body, when it holds no text that a working model may have written.
+    """
+
+    reason: str
+    expected: str
+    seen: str
+
+    def __post_init__(self) -> None:
+        super().__init__(self.reason, self.expected, self.seen)  # pickle rebuilds an exception from its args
+
+    def __str__(self) -> str:
+        return f"{self.reason}. Expected: {self.expected!r}. Seen: {self.seen!r}"
+
+
+@dataclass(slots=True)
+class _Tape:
+    """The recording: plain values, which a snapshot holds like any others."""
+
+    recording: Generation | None = None
+    with_logprobs: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """A question whose answer must survive a snapshot. `record` and `replay` share one recording, in plain memory.
+
+    A replacement of the child keeps the recording: it is the same model on the same host, or should be.
+
+    Attributes:
+        prompt: what the user says; choose one that is answered with several words.
+        picture: a PNG that goes with it; None: text alone.
+        max_tokens: to generate at most.
+        tolerance: how far apart the log-probabilities of a token may be (natural logarithms); see above.
+        seed: of the request.
+        name, deadline_s: see `Step`; " record" and " replay" are put after the name.
+
+    Raises:
+        ProfileError: at construction; a setting is wrong.
+    """
+
+    prompt: str = "What is the capital of France? Answer in one sentence."
+    picture: bytes | None = field(default=None, repr=False)
+    max_tokens: int = 8
+    tolerance: float = TOLERANCE
+    seed: int = 1
+    name: str = "golden text"
+    deadline_s: float | None = None
+    _tape: _Tape = field(default_factory=_Tape, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, ok, allowed in (
+            ("prompt", bool(self.prompt.strip()), "not blank"),
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("tolerance", self.tolerance >= 0 and math.isfinite(self.tolerance), "0 or more"),
+        ):
+            require(ok, f"{self.name}.{name}", getattr(self, name), allowed)
+
+    @classmethod
+    def image(cls, **overrides: Any) -> Golden:
+        """One that asks about a picture, and so needs the vision tower."""
+        settings: dict[str, Any] = {
+            "prompt": "What is in the middle of this picture? Answer in one sentence.",
+            "picture": picture.scene(_PICTURE_SIDE_PX),
+            "name": "golden image",
+        }
+        return cls(**(settings | overrides))
+
+    @property
+    def record(self) -> Step:
+        """For `before_seal`: asks twice and keeps the answer, if it is one and came back the same.
+
+        Raises, when called:
+            BadAnswer: no answer, or one that no working model gives.
+            GoldenMismatch: the server does not repeat itself.
+        """
+        return _Action(name=f"{self.name} record", deadline_s=self.deadline_s, action=self._record)
+
+    @property
+    def replay(self) -> Step:
+        """For `after_resume`: asks again and compares.
+
+        Raises, when called:
+            BadAnswer: no answer, or one with another status than 200.
+            GoldenMismatch: another answer than the recorded one.
+            RuntimeError: nothing was recorded.
+        """
+        return _Action(name=f"{self.name} replay", deadline_s=self.deadline_s, action=self._replay)
+
+    async def _record(self, child: Child) -> None:
+        with_logprobs = True
+        try:
+            first = await self._ask(child, with_logprobs)
+        except BadAnswer as refusal:
+            if refusal.status not in (400, 422) or "logprob" not in refusal.body.lower():
+                raise
+            with_logprobs = False
+            first = await self._ask(child, with_logprobs)
+        second = await self._ask(child, with_logprobs)
+        if wrong := first.difference(second, self.tolerance):
+            reason = (
+                f"the server does not repeat itself, so an answer after the restore would prove nothing: {wrong}. "
+                "Keep other requests away, use one slot, turn speculative decoding off, or raise the tolerance"
+            )
+            raise _mismatch(child, reason, first, second.text)
+        self._tape.recording, self._tape.with_logprobs = second, with_logprobs
+
+    async def _replay(self, child: Child) -> None:
+        recording = self._tape.recording
+        if recording is None:
+            raise RuntimeError(f"nothing was recorded: put the `record` of the same {self.name!r} into `before_seal`")
+        try:
+            now = await self._ask(child, self._tape.with_logprobs)
+        except BadAnswer as error:
+            if error.status != 200:
+                raise
+            raise _mismatch(child, error.reason, recording, error.body) from error
+        if wrong := recording.difference(now, self.tolerance):
+            raise _mismatch(child, f"the answer is not the recorded one: {wrong}", recording, now.text)
+
+    async def _ask(self, child: Child, with_logprobs: bool) -> Generation:
+        content = self.prompt if self.picture is None else picture.content(self.prompt, self.picture)
+        more: dict[str, Any] = {"top_k": 1, "seed": self.seed, "cache_prompt": False}
+        if with_logprobs:
+            more |= {"logprobs": True, "top_logprobs": 1}
+        return Generation.read(await chat(child, content, self.max_tokens, self.deadline_s, **more))
+
+
+def goldens(*, mmproj: bool) -> tuple[Golden, ...]:
+    """What a model needs: text, and an image if it has a vision tower."""
+    return (Golden(), Golden.image()) if mmproj else (Golden(),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Action:
+    """A Step made of a method."""
+
+    name: str
+    deadline_s: float | None
+    action: Callable[[Child], Awaitable[None]] = field(repr=False)
+
+    async def __call__(self, child: Child) -> None:
+        await self.action(child)
+
+
+def _mismatch(child: Child, reason: str, expected: Generation, seen: str) -> GoldenMismatch:
+    texts = (shorten(child.redact(text)) for text in (expected.text, seen))
+    return GoldenMismatch(shorten(child.redact(reason), 600), *texts)

@@ -1,0 +1,232 @@
+"""What a model server answered, and whether that is an answer at all.
+
+HTTP 200 is not enough: a server that came up wrong answers 200 with an error object, with nothing, or with one token
+for ever. `ask` fetches, `Answer` is asked for what must be in it, and `BadAnswer` says what was there instead.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import anyio
+
+from hooks.http.text import BLANK, flaw, plain, shorten
+from supervisor.timing.running_limit import running_limit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import httpx
+
+    from supervisor.child import Child
+    from supervisor.redact import Redactor
+
+__all__ = ["Answer", "BadAnswer", "ask"]
+
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+
+
+@dataclass(eq=False)
+class BadAnswer(Exception):
+    """The server answered something that is no answer, or nothing.
+
+    Attributes:
+        reason: what is wrong, redacted.
+        status: of HTTP; None when the answer did not get that far.
+        body: as much as fits in a message: white space normalised, the middle cut out, redacted.
+    """
+
+    reason: str
+    status: int | None
+    body: str
+
+    def __post_init__(self) -> None:
+        super().__init__(self.reason, self.status, self.body)  # pickle rebuilds an exception from its args
+
+    def __str__(self) -> str:
+        if self.status is None:
+            return f"{self.reason}."
+        return f"{self.reason}. Seen: HTTP {self.status}, {self.body or 'an empty body'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One answer over HTTP, read and bounded. Every method raises `BadAnswer` when the answer does not hold it.
+
+    Attributes:
+        status: of HTTP; None when the answer did not get that far.
+        body: the text as it came, not redacted.
+        redact: masks secrets in what goes into an error.
+        whole: False when the body was cut off, so that its end may be a part of a secret.
+    """
+
+    status: int | None
+    body: str = field(repr=False)
+    redact: Redactor = field(repr=False, compare=False)
+    whole: bool = True
+
+    @property
+    def excerpt(self) -> str:
+        """The body, fit for a message."""
+        return shorten(self.redact(self.body) if self.whole else self.redact.cut(self.body))
+
+    def bad(self, reason: str) -> BadAnswer:
+        """The error for this answer; `reason` is redacted here."""
+        return BadAnswer(self.redact(reason).rstrip("."), self.status, self.excerpt)
+
+    def data(self) -> dict[str, Any]:
+        """The JSON object of a 200 that holds no error."""
+        if self.status != 200:
+            raise self.bad(f"the server answered HTTP {self.status} instead of 200")
+        try:
+            data = json.loads(self.body, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            html = self.body.lstrip()[:1] == "<"
+            what = "a page of HTML, so another program may listen there" if html else f"not valid JSON ({error})"
+            raise self.bad(f"the answer is {what}") from error
+        if not isinstance(data, dict):
+            raise self.bad("the answer is JSON but not an object")
+        # A good answer of /v1/responses holds `"error": null`.
+        refusal = data.get("error") or (data if data.get("object") == "error" else None)
+        if refusal:
+            message = refusal.get("message") if isinstance(refusal, dict) else refusal
+            raise self.bad(f"the answer is an error: {shorten(self.redact(str(message)))}")
+        return data
+
+    def choice(self) -> dict[str, Any]:
+        """`choices[0]`."""
+        choices = self.data().get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise self.bad("the answer has no choices")
+        return choices[0]
+
+    def message(self) -> dict[str, Any]:
+        """`choices[0].message`."""
+        message = self.choice().get("message")
+        if not isinstance(message, dict):
+            raise self.bad("choices[0] has no message")
+        return message
+
+    def content(self) -> str:
+        """`choices[0].message.content`, which is a text that a working model may have written."""
+        message = self.message()
+        return self.text({"content": message.get("content")})
+
+    def text(self, parts: Mapping[str, object]) -> str:
+        """The first part that is not blank; no part may be text that only a broken model writes.
+
+        Args:
+            parts: values from the answer by the names to use in an error, the most wanted one first.
+        """
+        texts = {name: plain(value) for name, value in parts.items()}
+        for name, text in texts.items():
+            if text is None and parts[name] is not None:
+                raise self.bad(f"{name} is of type {type(parts[name]).__name__}, not text")
+        written = {name: text for name, text in texts.items() if text and flaw(text) != BLANK}
+        for name, text in written.items():
+            if wrong := flaw(text):
+                raise self.bad(f"{name} {wrong}")
+        if not written:
+            raise self.bad(f"{' and '.join(parts)} {'is' if len(parts) == 1 else 'are'} {BLANK[3:]}{self.hint()}")
+        return next(iter(written.values()))
+
+    def hint(self) -> str:
+        """Why something may be missing: a phrase in brackets when the answer tells, else empty."""
+        try:
+            choice = self.choice()
+        except BadAnswer:
+            return ""
+        message = choice.get("message")
+        thought = isinstance(message, dict) and (message.get("reasoning_content") or message.get("reasoning"))
+        if choice.get("finish_reason") == "length":
+            spent = " and was spent on thinking" if thought else ""
+            return f" (max_tokens was reached{spent}: raise it{', or turn thinking off' if thought else ''})"
+        return ""
+
+
+async def ask(
+    child: Child,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    *,
+    with_key: bool = True,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+) -> Answer:
+    """One request on a connection of its own, which is closed on return, whatever happens (a cancel too).
+
+    Args:
+        child: whom to ask.
+        path: of the route, with its leading slash.
+        body: sent as JSON with POST; None: a GET.
+        with_key: send the profile's key, if it has one.
+        headers: sent in addition.
+        timeout_s: until the answer begins, and from each piece of it to the next, without the time in which this
+            process was suspended; None: the profile's `timeouts.step_s`.
+
+    Returns:
+        The answer, whatever its status.
+
+    Raises:
+        BadAnswer: no answer came, or only a part of one, or more than 4 MiB.
+    """
+    import httpx  # 100 ms of import, deferred until there is a child to ask
+
+    limit_s = child.profile.timeouts.step_s if timeout_s is None else timeout_s
+    response: httpx.Response | None = None
+    data = bytearray()
+
+    def fail(reason: str, cause: Exception | None) -> NoReturn:
+        status = response.status_code if response is not None else None
+        text = data.decode(errors="replace")
+        raise Answer(status=status, body=text, redact=child.redact, whole=False).bad(reason) from cause
+
+    # Compressed, a few KiB of body could hold more than the limit.
+    headers = {"Accept-Encoding": "identity", **(headers or {})}
+    method = "GET" if body is None else "POST"
+    try:
+        async with (
+            running_limit(limit_s) as limit,
+            child.client(timeout_s=math.inf, with_key=with_key) as client,
+            client.stream(method, path, json=body, headers=headers) as response,
+        ):
+            limit.restart()
+            # Cancelled, not left: httpx's generators below warn when they are dropped half-way.
+            with anyio.CancelScope() as enough:
+                async for chunk in response.aiter_bytes():
+                    limit.restart()
+                    data += chunk
+                    if len(data) > MAX_BODY_BYTES:
+                        enough.cancel()
+    except httpx.LocalProtocolError:
+        # No cause: its message quotes the header, and with it the key.
+        fail("the request could not be sent: a header, probably the key, holds a character that HTTP forbids", None)
+    except httpx.RequestError as error:
+        fail(_words(error, None if response is None else len(data)), error)
+    if limit.cancelled_caught or response is None:
+        done = (
+            "no answer came" if response is None else f"the answer stopped after {len(data)} bytes: nothing more came"
+        )
+        fail(f"{done} for {limit_s:g} s", None)
+    if enough.cancel_called:
+        del data[MAX_BODY_BYTES:]
+        fail(f"the answer is longer than {MAX_BODY_BYTES} bytes, and was not read to its end", None)
+    return Answer(status=response.status_code, body=data.decode(errors="replace"), redact=child.redact)
+
+
+def _words(error: httpx.RequestError, received: int | None) -> str:
+    """A transport failure, told; `received` bytes of the body came, None when not even a status did."""
+    import httpx
+
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return f"no connection to the server ({error or type(error).__name__})"
+    if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError) and received is not None:
+        return f"the connection was cut in the middle of the answer, after {received} bytes ({shorten(str(error))})"
+    return f"the request failed: {shorten(str(error)) or type(error).__name__}"
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}, which shows numbers that went wrong in the model")

@@ -1,0 +1,70 @@
+"""Running Steps: in order, each under its deadline, each reported."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+import traceback
+from collections.abc import Sequence
+
+import anyio
+
+from supervisor.child import Child, Step
+from supervisor.emitter import Emitter
+from supervisor.errors import StepFailed
+from supervisor.events import StepPassed, StepRefused, WarmupPassed
+from supervisor.timing.running_limit import running_limit
+
+
+async def run_steps(point: str, steps: Sequence[Step], child: Child, emit: Emitter) -> None:
+    """Runs the Steps of a lifecycle point one after the other; the first failure ends it.
+
+    Raises:
+        StepFailed: a Step raised, or overran its deadline. Reasons are redacted.
+    """
+    for step in steps:
+        began = time.monotonic()
+        cause = await attempt(step, child)
+        took_s = time.monotonic() - began
+        if cause is not None:
+            reason = child.redact(describe(cause))
+            emit(StepRefused, point=point, step=step.name, took_s=took_s, reason=reason)
+            failure = StepFailed(point=point, step=step.name, took_s=took_s, reason=reason)
+            # A cause that holds a secret would show it in every traceback: its masked text must do.
+            leaks = any(child.redact(text) != text for text in traceback.format_exception(cause))
+            raise failure from (None if leaks else cause)
+        emit(WarmupPassed if point == "warmup" else StepPassed, point=point, step=step.name, took_s=took_s)
+
+
+async def attempt(step: Step, child: Child) -> Exception | None:
+    """Runs one Step under its deadline; returns what it raised, None when it passed."""
+    limit_s = child.profile.timeouts.step_s if step.deadline_s is None else step.deadline_s
+    try:
+        async with running_limit(limit_s) as limit:
+            await step(child)
+    except Exception as error:  # noqa: BLE001  a Step may raise anything; it becomes StepFailed
+        return error
+    except anyio.get_cancelled_exc_class():
+        if _cancelled():
+            raise
+        return RuntimeError("it awaited something that was cancelled")
+    return TimeoutError(f"no result within {limit_s:g} s") if limit.cancelled_caught else None
+
+
+def _cancelled() -> bool:
+    """Whether the present task really is being cancelled, by a scope or by asyncio's own `Task.cancel`."""
+    if anyio.current_effective_deadline() == -math.inf:
+        return True
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # Trio, where no such exception goes astray
+        return True
+    return task is not None and task.cancelling() > 0
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line, with the parts of a group spelled out."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(describe(part) for part in error.exceptions)
+    return str(error) or type(error).__name__

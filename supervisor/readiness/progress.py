@@ -1,0 +1,108 @@
+"""How far the load is, from /proc and the size of the weights; and whether it still moves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from supervisor.linux.exhaustion import look
+from supervisor.linux.processes import Session, Usage
+from supervisor.timing.running_limit import sleep_running
+
+_SAMPLE_S: Final = 0.25
+# Less than this since the last movement is none: an amount, an average rate, or what answering our own probes costs,
+# whichever is most (a probe takes a small server 0.3 ms and 400 bytes, and there are up to 20 a second).
+_BYTES, _BYTES_PER_S, _BYTES_PER_PROBE = 4096, 4096.0, 512
+_CPU_S, _CPU_PER_S, _CPU_S_PER_PROBE = 0.02, 0.01, 0.001
+
+OnProgress = Callable[[int, int | None, float, float | None], None]
+
+
+def total_bytes(weights: Sequence[Path]) -> int | None:
+    """The size of all weight files; None when there are none, or one is missing."""
+    try:
+        return sum(path.stat().st_size for path in weights) or None
+    except OSError:
+        return None
+
+
+class LoadMeter:
+    """Samples a loading session four times a second.
+
+    Args:
+        session: of the child.
+        weights: whose size is the total.
+        bytes_logged: how much the child has written so far, a sign of life.
+        probes_answered: how many of our own probes the child had to answer so far.
+        on_progress: (bytes, total or None, bytes per second, seconds to go or None), when bytes moved.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        weights: Sequence[Path],
+        *,
+        bytes_logged: Callable[[], int],
+        probes_answered: Callable[[], int],
+        on_progress: OnProgress,
+    ) -> None:
+        self._session = session
+        self._bytes_logged = bytes_logged
+        self._probes_answered = probes_answered
+        self._on_progress = on_progress
+        self._began = time.monotonic()
+        self.total = total_bytes(weights)
+        self.bytes_read = 0
+
+    async def until_stalled(self, stall_s: float) -> None:
+        """Reports progress; returns once nothing has moved for `stall_s`. Never returns where /proc does not tell.
+
+        Cancellation is safe at any time.
+        """
+        last = await self._usage()
+        if last is None:
+            await anyio.sleep_forever()
+            return
+        quiet_s = 0.0  # by this process's own time: while it is suspended, it sees nothing move
+        reported, logged, probes = last.bytes_read, self._bytes_logged(), self._probes_answered()
+        while quiet_s < stall_s:
+            quiet_s += await sleep_running(min(_SAMPLE_S, stall_s))
+            usage = await self._usage() or last
+            # Compared with the last movement, not with the last sample: slow and steady is movement too.
+            moved = _moved(last, usage, quiet_s, self._probes_answered() - probes)
+            if moved or self._bytes_logged() != logged:
+                quiet_s, last = 0.0, usage
+                logged, probes = self._bytes_logged(), self._probes_answered()
+            if usage.bytes_read - reported >= _BYTES and self.total:
+                reported = usage.bytes_read
+                self._report(reported, time.monotonic() - self._began)
+
+    async def finish(self) -> None:
+        """Reports once more, at the end of the load: what was read since the last sample would go untold."""
+        usage = await self._usage() if self.total else None
+        if usage is not None and min(usage.bytes_read, self.total or 0) > self.bytes_read:
+            self._report(usage.bytes_read, time.monotonic() - self._began)
+
+    async def _usage(self) -> Usage | None:
+        return await look(self._session.usage)
+
+    def _report(self, seen: int, took_s: float) -> None:
+        assert self.total
+        # Libraries and templates are read too; what is over the total is not weights.
+        self.bytes_read = min(seen, self.total)
+        rate = self.bytes_read / took_s
+        self._on_progress(self.bytes_read, self.total, rate, (self.total - self.bytes_read) / rate)
+
+
+def _moved(last: Usage, usage: Usage, took_s: float, probes: int) -> bool:
+    read, written = usage.bytes_read - last.bytes_read, usage.bytes_written - last.bytes_written
+    works = usage.cpu_s - last.cpu_s
+    if read < 0 or written < 0 or works < 0:  # a member has ended
+        return True
+    return read + written >= max(_BYTES, _BYTES_PER_S * took_s, _BYTES_PER_PROBE * probes) or works >= max(
+        _CPU_S, _CPU_PER_S * took_s, _CPU_S_PER_PROBE * probes
+    )

@@ -1,0 +1,137 @@
+"""Hang detection, armed by the lifecycle only after READY or after a resume.
+
+A crash needs no watching: the process's exit ends the lifecycle's phase at once. A hang does: llama.cpp, vLLM and
+SGLang have all answered `/health` with 200 while completions hung (see llama.cpp#28829). Hence an occasional real
+inference, skipped while real traffic moves the server's own counters.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+
+from supervisor.child import Child, Step
+from supervisor.linux import processes
+from supervisor.linux.exhaustion import look, ours, told
+from supervisor.readiness.probe import foreign_owner, get_text, probe, timed_out
+
+_OWNER_EVERY: Final = 10  # checks between two looks at who listens
+# A server with one thread answers no health probe while it works. Work is so much of a core, or so many bytes a second,
+# since the last check; a busy loop looks the same, so it excuses no more than so many times `Liveness.misses` checks.
+_WORK_CPU: Final = 0.2
+_WORK_BYTES_PER_S: Final = 1 << 20
+_EXCUSES: Final = 10
+
+
+@dataclass(slots=True, kw_only=True)
+class Watchdog:
+    """Checks one child until it is given up.
+
+    Attributes:
+        child: the life to watch.
+        steps: tiny real inferences.
+        run_step: runs one with its deadline; returns why it failed, or None.
+        on_shortage: told, once, that we lack what a check needs.
+    """
+
+    child: Child
+    steps: Sequence[Step]
+    run_step: Callable[[Step], Awaitable[str | None]]
+    on_shortage: Callable[[str], None]
+    _misses: int = field(default=0, init=False)
+    _excused: int = field(default=0, init=False)
+    _told: bool = field(default=False, init=False)
+
+    async def until_unresponsive(self) -> tuple[int, str]:
+        """Returns (failed checks in a row, what the last one said). Holds no connection between two checks.
+
+        A probe that times out while the child's processes work is no miss, up to ten times `misses` in a row; nor is a
+        check that fails because *we* are out of descriptors, threads or memory, however often. Who listens is looked at
+        every tenth check; a foreign listener is a miss, and looked for again at the next check.
+        Misses are counted, not timed: a clock that jumps makes no child unresponsive. Cancellation disarms it.
+        """
+        liveness = self.child.profile.liveness
+        worked_at, before = time.monotonic(), await self._counters()
+        assert self.child.pid
+        session = processes.Session(self.child.pid, self.child.cookie)
+        used, used_at = await _usage(session), time.monotonic()
+        checks = 0
+        foreign: str | None = None
+        while True:
+            await anyio.sleep(liveness.period_s)
+            async with self.child.client(timeout_s=self.child.profile.timeouts.probe_s) as client:
+                why_not = await probe(client, self.child)
+            checks += 1
+            was, was_at = used, used_at
+            used, used_at = await _usage(session), time.monotonic()
+            if why_not is not None and timed_out(why_not) and _worked(was, used, used_at - was_at):
+                self._excused += 1
+                if self._excused <= _EXCUSES * liveness.misses:
+                    continue
+            elif why_not is None:
+                self._excused = 0
+                if foreign is not None or checks % _OWNER_EVERY == 0:
+                    why_not = foreign = await self._foreign()
+            if why_not is None and self.steps and time.monotonic() - worked_at >= liveness.inference_every_s:
+                counters = await self._counters()
+                if counters is None or counters == before:
+                    why_not = await self._infer()
+                    counters = await self._counters()
+                if why_not is None:
+                    worked_at, before = time.monotonic(), counters
+            if why_not is not None and ours(why_not):
+                if not self._told:
+                    self._told = True
+                    self.on_shortage(why_not)
+                continue
+            self._misses = 0 if why_not is None else self._misses + 1
+            if why_not is not None and self._misses >= liveness.misses:
+                return self._misses, why_not
+
+    async def _foreign(self) -> str | None:
+        try:
+            owner = await foreign_owner(self.child)
+        except (OSError, RuntimeError) as error:
+            if why_not := told(error):
+                return why_not
+            raise
+        if owner is None:
+            return None
+        who = f"pid {owner.pid} ({owner.command(self.child.redact)})" if owner.pid else "a process that we cannot see"
+        return f"{who} listens on {self.child.host}:{self.child.port} too"
+
+    async def _infer(self) -> str | None:
+        for step in self.steps:
+            before = await self._counters()
+            why_not = await self.run_step(step)
+            if why_not is not None and ours(why_not):
+                return why_not
+            if why_not is not None:
+                # A server that is merely busy makes our request wait, but its counters move meanwhile.
+                after = await self._counters()
+                return None if after is not None and after != before else f"step {step.name!r}: {why_not}"
+        return None
+
+    async def _counters(self) -> str | None:
+        liveness = self.child.profile.liveness
+        if liveness.counters_path is None or liveness.counters_pattern is None:
+            return None
+        async with self.child.client(timeout_s=self.child.profile.timeouts.probe_s) as client:
+            text = await get_text(client, liveness.counters_path, self.child.profile.timeouts.probe_s)
+        return None if text is None else "\n".join(m[0] for m in re.finditer(liveness.counters_pattern, text)) or None
+
+
+async def _usage(session: processes.Session) -> processes.Usage | None:
+    return await look(session.usage) if processes.AVAILABLE else None
+
+
+def _worked(before: processes.Usage | None, after: processes.Usage | None, took_s: float) -> bool:
+    if before is None or after is None:
+        return False
+    moved = after.bytes_read + after.bytes_written - before.bytes_read - before.bytes_written
+    return after.cpu_s - before.cpu_s >= _WORK_CPU * took_s or moved >= _WORK_BYTES_PER_S * took_s

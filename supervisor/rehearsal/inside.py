@@ -1,0 +1,104 @@
+"""The program in the sandbox, for a profile: the `Daemon` from cold start to stop, as Modal's hooks drive it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from hooks.contract.findings import telling
+from hooks.contract.step import SnapshotContract
+from hooks.http.answer import BadAnswer, ask
+from hooks.warmup import chat
+from supervisor import events
+from supervisor.child import Child, Hooks, Observer, Step
+from supervisor.errors import SupervisorError
+from supervisor.lifecycle.daemon import Daemon
+from supervisor.logs.sink import Sink
+from supervisor.profile import Profile
+from supervisor.rehearsal.stages import await_restore, tell
+
+__all__ = ["inside"]
+
+_QUESTION: Final = "Write one sentence about the sea."
+_MAX_TOKENS: Final = 16
+
+
+def inside(profile: Profile, hooks: Hooks, exchange: Path) -> int:
+    """Runs the whole life, telling its stages; returns the exit code."""
+    healing = _Healing()
+    during = "start"
+    with Sink(sys.stderr) as sink:
+        before_seal = tuple(_telling(step, sink) for step in hooks.before_seal)
+        observers: tuple[Observer, ...] = (*hooks.observers, sink, healing)
+        daemon = Daemon(profile, replace(hooks, before_seal=before_seal, observers=observers))
+        try:
+            tell("starting")
+            daemon.start()
+            tell("ready")
+            during, began = "seal", time.monotonic()
+            daemon.seal()
+            tell("sealed", took_s=time.monotonic() - began)
+            os.environ.update(await_restore(exchange))
+            tell("restored")
+            healing.reason = ""  # a restart before is another matter
+            during, began = "resume", time.monotonic()
+            daemon.resume()
+            tell("resumed", took_s=time.monotonic() - began, healed=bool(healing.reason), reason=healing.reason)
+            during, began = "answer", time.monotonic()
+            text = anyio.run(_ask, daemon.supervised.child, bool(hooks.warmup))
+            tell("answered", took_s=time.monotonic() - began, text=text)
+            during, began = "stop", time.monotonic()
+            daemon.stop()
+            tell("stopped", took_s=time.monotonic() - began)
+        except Exception as error:  # noqa: BLE001  whatever it is, the other side must hear of it
+            daemon.stop()
+            if not isinstance(error, SupervisorError | BadAnswer):
+                sink.say(traceback.format_exc())
+            sink.flush()
+            # Of several lives in a row, the first one's end is the restore's doing.
+            first = f"{healing.reason} The cold start in its place failed too: " if healing.reason else ""
+            detail = first + (error.summary if isinstance(error, SupervisorError) else str(error))
+            status = error.cli_status if isinstance(error, SupervisorError) else 4
+            kind, point = type(error).__name__, getattr(error, "point", None)
+            tell("failed", during=during, error=kind, detail=detail, point=point, status=status)
+            return status
+    return 0
+
+
+def _telling(step: Step, sink: Sink) -> Step:
+    """The contract, made to tell what it finds also when that is no error."""
+    if not isinstance(step, SnapshotContract) or step.on_findings is not None:
+        return step
+    return replace(step, on_findings=telling(sink.say))
+
+
+class _Healing:
+    """An observer that remembers why a child was replaced; empty while none was."""
+
+    def __init__(self) -> None:
+        self._failure = ""
+        self.reason = ""
+
+    def __call__(self, event: events.Event) -> None:
+        match event:
+            case events.ChildResumed() | events.ChildReady():
+                self._failure = ""
+            case events.Failed():
+                self._failure = f"{event.error}: {event.detail}"
+            case events.ChildRestarting():
+                self.reason = self.reason or self._failure
+
+
+async def _ask(child: Child, is_model: bool) -> str:
+    """What a user would ask first: a chat, or, of a server that is no model's, its health."""
+    if not is_model:
+        return f"HTTP {(await ask(child, child.profile.health.path)).status}"
+    answer = await chat(child, _QUESTION, _MAX_TOKENS, None)
+    return answer.text({name: answer.message().get(name) for name in ("content", "reasoning_content")})

@@ -1,0 +1,33 @@
+"""Volumes for a rehearsal of the Gemma entry on a laptop: the dummy Gemma 4, and a build that is the local engine.
+
+python tests/fakes/gemma_volumes.py DIR
+supervise rehearse modal_entry/gemma.py --mount DIR/models:/models --mount DIR/builds:/llama-build --env API_KEY=...
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fakes import tiny_gemma4
+from fakes.modal_host import write_build
+from hooks.artifacts.marker import Marker
+from modal_entry.gemma import MODEL
+from modal_entry.pipeline.releases import promote
+
+
+def make(home: Path) -> None:
+    """Writes `models` and `builds` below `home`; the engine is this interpreter's."""
+    folder = home / "models" / MODEL.name
+    folder.mkdir(parents=True)
+    assert MODEL.mmproj
+    tiny_gemma4.build(folder / MODEL.weights)
+    tiny_gemma4.build_mmproj(folder / MODEL.mmproj)
+    Marker.of(folder, (MODEL.weights, MODEL.mmproj), repo=MODEL.repo, revision=MODEL.revision).save(folder)
+    command = f'#!/bin/sh\nexec {sys.executable} -m supervisor.engines.local "$@"\n'
+    write_build(home / "builds", MODEL.llama_cpp_tag, command)
+    promote(home / "builds", MODEL.llama_cpp_tag)
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))

@@ -1,0 +1,152 @@
+"""The key opens the server, and nothing else does."""
+
+from __future__ import annotations
+
+import pickle
+import re
+
+import pytest
+
+from hooks.auth import AuthCheck, AuthError
+from hooks.http.answer import BadAnswer
+from tools.serve import KEY, child_at, running_fake, running_raw
+
+pytestmark = pytest.mark.anyio
+
+MODELS, CHAT = "GET /v1/models", "POST /v1/chat/completions"
+REFUSED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\n{}"
+TAKEN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+
+async def test_a_closed_server_passes() -> None:
+    """No key and a wrong one are refused on both routes, the right one is taken."""
+    with running_fake() as child:
+        await AuthCheck()(child)
+
+
+async def test_403_is_a_refusal_as_well() -> None:
+    """Some servers forbid instead of asking for authorisation."""
+    with running_raw(lambda head: TAKEN if KEY in head else REFUSED) as child:
+        await AuthCheck()(child)
+
+
+async def test_an_open_server_fails() -> None:
+    """A server that asks nobody fails, and every request that got through is listed."""
+    with running_fake("--open") as child, pytest.raises(AuthError) as caught:
+        await AuthCheck()(child)
+    assert caught.value.reason == (
+        "the server is open to everybody. "
+        "Start it with the profile's api_key on every route, or set open_access=True if that is meant."
+    )
+    assert str(caught.value).splitlines() == [
+        f"{caught.value.reason} Seen:",
+        f"    {MODELS} without a key: HTTP 200 instead of 401 or 403",
+        f"    {CHAT} without a key: HTTP 200 instead of 401 or 403",
+        f"    {MODELS} with a wrong key: HTTP 200 instead of 401 or 403",
+        f"    {CHAT} with a wrong key: HTTP 200 instead of 401 or 403",
+        f"    {MODELS} with the profile's key: HTTP 200, as it should be",
+    ]
+
+
+async def test_a_half_open_server_fails() -> None:
+    """A server that protects its list of models but not its completions fails, and the route is named."""
+    with running_raw(lambda head: TAKEN if KEY in head or head.startswith("POST") else REFUSED) as child:
+        with pytest.raises(AuthError, match=r"^the server protects only a part of its routes\.") as caught:
+            await AuthCheck()(child)
+        assert f"{MODELS} without a key: HTTP 403, as it should be" in caught.value.seen
+        assert f"{CHAT} without a key: HTTP 200 instead of 401 or 403" in caught.value.seen
+        await AuthCheck(completion_path=None)(child)
+
+
+async def test_a_public_list_of_models_is_no_hole() -> None:
+    """llama-server up to b9940 lists its models to everybody: who may generate counts, and our key is tried there."""
+    with running_fake("--public-models") as child:
+        await AuthCheck()(child)
+    with (
+        running_raw(lambda head: TAKEN if head.startswith("GET") else REFUSED) as child,
+        pytest.raises(AuthError, match=r"^the server refuses the profile's api_key\.") as caught,
+    ):
+        await AuthCheck()(child)
+    assert caught.value.seen[-1].startswith(f"{CHAT} with the profile's key: HTTP 403 instead of 200")
+
+
+async def test_a_server_that_takes_any_key_fails() -> None:
+    """Asking for a key is not enough when every key will do."""
+    with (
+        running_raw(lambda head: TAKEN if "authorization" in head.lower() else REFUSED) as child,
+        pytest.raises(AuthError, match=r"^the server asks for a key but takes a wrong one\."),
+    ):
+        await AuthCheck()(child)
+
+
+async def test_a_server_with_another_key_fails() -> None:
+    """A server that refuses the profile's key fails, in its own words, and no key shows."""
+    with running_fake("--reject-key") as child, pytest.raises(AuthError) as caught:
+        await AuthCheck()(child)
+    assert caught.value.reason.startswith("the server refuses the profile's api_key.")
+    assert caught.value.seen[-1].startswith(f"{MODELS} with the profile's key: HTTP 401 instead of 200: ")
+    assert "Invalid API Key" in caught.value.seen[-1]
+    assert KEY not in str(caught.value)
+
+
+async def test_a_route_that_is_not_there_fails() -> None:
+    """404 proves nothing about keys: the message asks for routes that exist."""
+    with (
+        running_raw(lambda _: b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nnope") as child,
+        pytest.raises(AuthError, match=r"^the server neither lets in nor refuses\. Name routes") as caught,
+    ):
+        await AuthCheck()(child)
+    assert caught.value.seen[0] == f"{MODELS} without a key: HTTP 404 instead of 401 or 403: nope"
+
+
+async def test_a_profile_must_say_who_may_enter() -> None:
+    """Neither a key nor open access: refused before any request, with what to set."""
+    with pytest.raises(AuthError) as caught:
+        await AuthCheck()(child_at(1, key=None))
+    assert str(caught.value) == (
+        "the profile has no api_key, so nothing protects the server. "
+        "Set api_key, or open_access=True if everybody who reaches the port may use it."
+    )
+
+
+async def test_an_open_profile_needs_an_open_server() -> None:
+    """With open access, a server without a key passes and one that wants a key fails."""
+    with running_fake(server_key=None, key=None, open_access=True) as child:
+        await AuthCheck()(child)
+    with (
+        running_fake(key=None, open_access=True) as child,
+        pytest.raises(AuthError, match=r"^the profile says open_access=True, but the server wants a key\.") as caught,
+    ):
+        await AuthCheck()(child)
+    assert caught.value.seen[0].startswith(f"{MODELS} without a key: HTTP 401 instead of 200: ")
+
+
+async def test_the_wrong_key_is_never_the_same() -> None:
+    """Wrong keys are made up anew, long enough never to be right."""
+    seen: list[str] = []
+
+    def note(head: str) -> bytes:
+        seen.extend(re.findall(r"(?i)authorization: Bearer (\S+)", head))
+        return TAKEN if KEY in head else REFUSED
+
+    with running_raw(note) as child:
+        await AuthCheck()(child)
+        await AuthCheck()(child)
+    wrong = [key for key in seen if key != KEY]
+    assert len(wrong) == len(set(wrong)) == 4
+    assert min(map(len, wrong)) >= 32
+
+
+async def test_a_dead_server_is_not_a_closed_one() -> None:
+    """When no answer comes the check fails, names the request, and keeps the cause."""
+    with running_raw(lambda _: b"") as child, pytest.raises(AuthError) as caught:
+        await AuthCheck()(child)
+    assert caught.value.reason == "whether the server asks for its key cannot be told."
+    assert caught.value.seen[0].startswith(f"{MODELS} without a key: the request failed: Server disconnected")
+    assert isinstance(caught.value.__cause__, BadAnswer)
+
+
+async def test_an_error_survives_pickling() -> None:
+    """Hosts pickle what a hook raises; the words stay."""
+    error = AuthError("closed.", ("GET / without a key: HTTP 200",))
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301 - our own bytes

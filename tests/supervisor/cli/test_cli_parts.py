@@ -1,0 +1,426 @@
+"""The parts of the command line: what a SPEC names, what options change, and what systemd is told."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import click
+import pytest
+
+from hooks.auth import AuthCheck
+from hooks.warmup import Ping, Text, Thinking
+from supervisor import events
+from supervisor.child import Hooks
+from supervisor.cli.notify import Notifier
+from supervisor.cli.options import override, shared_options, variables
+from supervisor.cli.spec import load
+from supervisor.errors import ProfileError
+from supervisor.events import Event
+from supervisor.profile import Liveness, Profile, Restart
+from supervisor.redact import MASK, Secret
+
+# ------------------------------------------------------------------------------------------------ spec
+
+MODULE = """
+from dataclasses import dataclass
+from supervisor import Hooks, Profile
+
+plain = Profile(name="plain", command=("server",), port=1)
+pair = (Profile(name="pair", command=("server",), port=2), Hooks(observers=(print,)))
+
+def built():
+    return Profile(name="built", command=("server",), port=3)
+
+def built_pair():
+    return pair
+
+@dataclass
+class Engine:
+    port: int = 4
+
+    def profile(self):
+        return Profile(name="engine", command=("server",), port=self.port)
+
+engine = Engine(port=5)
+
+def built_engine():
+    return Engine(port=6)
+
+def needs(argument):
+    return plain
+
+def fails():
+    raise RuntimeError("no weights here")
+
+def leaves():
+    raise SystemExit(0)
+
+async def awaited():
+    return plain
+
+number = 7
+triple = (plain, Hooks(), 1)
+swapped = (Hooks(), plain)
+_private = 0
+"""
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with a module of profiles; what gets imported from it is forgotten afterwards."""
+    (tmp_path / "house_profiles.py").write_text(MODULE)
+    (tmp_path / "house_broken.py").write_text("import nothing_of_this_name\n")
+    (tmp_path / "house_wrong.py").write_text("def (:\n")
+    (tmp_path / "house_exits.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    before = dict(sys.modules)
+    yield tmp_path
+    sys.modules.clear()
+    sys.modules.update(before)
+
+
+@pytest.mark.parametrize("where", ["house_profiles", "house_profiles.py", "./house_profiles.py"])
+@pytest.mark.parametrize(
+    ("attribute", "name", "port"),
+    [
+        ("plain", "plain", 1),
+        ("pair", "pair", 2),
+        ("built", "built", 3),
+        ("built_pair", "pair", 2),
+        ("engine", "engine", 5),
+        ("built_engine", "engine", 6),
+        ("Engine", "engine", 4),
+    ],
+)
+@pytest.mark.usefixtures("modules")
+def test_a_spec_may_name_any_of_the_shapes(where: str, attribute: str, name: str, port: int) -> None:
+    """A profile, a pair with hooks, an object with `.profile()`, or a function that returns one of them."""
+    profile, hooks = load(f"{where}:{attribute}")
+    assert (profile.name, profile.port) == (name, port)
+    assert bool(hooks.observers) == (name == "pair")
+
+
+def test_a_path_may_be_absolute(modules: Path) -> None:
+    """The file need not be in the working directory."""
+    assert load(f"{modules / 'house_profiles.py'}:plain")[0].name == "plain"
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("house_profiles", "module:attribute, path/file.py:attribute, or 'local'"),
+        (":plain", "module:attribute, path/file.py:attribute, or 'local'"),
+        ("house_profiles:", "module:attribute, path/file.py:attribute, or 'local'"),
+        ("", "module:attribute, path/file.py:attribute, or 'local'"),
+        ("house_profiles:nothing", "an attribute of house_profiles, which has: Engine, Hooks, Profile, awaited, built"),
+        ("house_profiles:number", "it is int"),
+        ("house_profiles:triple", "a Profile, a (Profile, Hooks) pair"),
+        ("house_profiles:swapped", "it is tuple"),
+        ("no_such_module:x", "importable (ModuleNotFoundError: No module named 'no_such_module')"),
+        ("house_broken:x", "No module named 'nothing_of_this_name'"),
+        ("house_broken.py:x", "No module named 'nothing_of_this_name'"),
+        ("house_wrong.py:x", "importable (SyntaxError"),
+        ("missing.py:x", "a Python file that exists"),
+        ("house_profiles:needs", "argument"),
+        ("house_profiles:fails", "no weights here"),
+        ("house_profiles:leaves", "callable (SystemExit: 0)"),
+        ("house_profiles:awaited", "a plain `def`"),
+        ("house_exits:x", "importable (SystemExit: 0)"),
+        ("house_exits.py:x", "importable (SystemExit: 0)"),
+    ],
+)
+@pytest.mark.usefixtures("modules")
+def test_a_wrong_spec_says_what_would_be_right(spec: str, says: str) -> None:
+    """Whatever is wrong with the words, the file or what it holds, the answer is one ProfileError about SPEC."""
+    with pytest.raises(ProfileError, match=re.escape(says)) as caught:
+        load(spec)
+    assert caught.value.field == "SPEC"
+
+
+def test_a_file_may_import_what_lies_beside_it(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with `python path/file.py`, the file's directory is searched, wherever the command is run."""
+    (modules / "house_sibling.py").write_text("PORT = 77\n")
+    (modules / "house_uses.py").write_text(
+        "from house_sibling import PORT\n"
+        "from supervisor import Profile\n"
+        "server = Profile(name='s', command=('s',), port=PORT)\n"
+    )
+    monkeypatch.chdir("/")
+    assert load(f"{modules / 'house_uses.py'}:server")[0].port == 77
+
+
+def test_a_file_may_have_any_name(modules: Path) -> None:
+    """A profile in `hooks.py` or `json.py` does not take the place of the module of that name."""
+    for name in ("hooks", "json"):
+        module = sys.modules[name]
+        (modules / f"{name}.py").write_text(MODULE)
+        assert load(f"{name}.py:plain")[0].name == "plain"
+        assert sys.modules[name] is module
+
+
+# --------------------------------------------------------------------------------------------- options
+
+PLAIN = Profile(name="plain", command=("server", "{port}"), env={"A": "1"})
+
+
+def given(*args: str) -> dict[str, Any]:
+    """What click makes of these options."""
+
+    @click.command()
+    @shared_options
+    def command(**options: Any) -> dict[str, Any]:
+        return options
+
+    found: dict[str, Any] = command.main(args=list(args), standalone_mode=False)
+    return found
+
+
+def overridden(*args: str, profile: Profile = PLAIN, hooks: Hooks | None = None) -> tuple[Profile, Hooks]:
+    return override(profile, hooks or Hooks(), given(*args))
+
+
+def test_no_options_change_nothing() -> None:
+    """What is not given is the profile's own."""
+    profile = Profile(
+        name="own",
+        command=("server",),
+        port=9,
+        api_key=Secret("k"),
+        weights=(Path("w"),),
+        restart=Restart(policy="on-failure", max_restarts=9),
+        liveness=Liveness(armed="resume"),
+    )
+    hooks = Hooks(warmup=(Text(),))
+    assert overridden(profile=profile, hooks=hooks) == (profile, hooks)
+
+
+@pytest.mark.parametrize(
+    ("args", "where", "value"),
+    [
+        (["--name", "n"], "name", "n"),
+        (["--host", "::1"], "host", "::1"),
+        (["--port", "81"], "port", 81),
+        (["--cwd", "/"], "cwd", Path("/")),
+        (["--health", "/up"], "health.path", "/up"),
+        (["--model-id", "m"], "health.model_id", "m"),
+        (["--ready-pattern", "up$"], "health.ready_pattern", "up$"),
+        (["--start-timeout-s", "7"], "timeouts.start_s", 7),
+        (["--stall-s", "7"], "timeouts.stall_s", 7),
+        (["--step-timeout-s", "7"], "timeouts.step_s", 7),
+        (["--grace-s", "0.5"], "stop.grace_s", 0.5),
+        (["--drain-s", "0.5"], "stop.drain_s", 0.5),
+        (["--restart", "on-failure"], "restart.policy", "on-failure"),
+        (["--max-restarts", "0"], "restart.max_restarts", 0),
+        (["--liveness-s", "3"], "liveness.period_s", 3),
+        (["--liveness-s", "0"], "liveness.armed", "never"),
+        (["--open"], "open_access", True),
+        (["--weights", "a", "--weights", "b"], "weights", (Path("a"), Path("b"))),
+        (["--env", "B=2", "--env", "C="], "env", {"A": "1", "B": "2", "C": ""}),
+        (["--env", "A=x=y"], "env", {"A": "x=y"}),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_every_option_lands_in_its_field(args: list[str], where: str, value: object) -> None:
+    """An option changes one field, and only that one."""
+    profile, hooks = overridden(*args)
+    found: Any = profile
+    for name in where.split("."):
+        found = getattr(found, name)
+    assert found == value
+    assert hooks == Hooks()
+
+
+def test_a_wrong_option_is_refused_like_a_wrong_setting() -> None:
+    """The command line has no checks of its own to keep in step."""
+    with pytest.raises(ProfileError, match=r"stop\.grace_s=0\.0 is not valid"):
+        overridden("--grace-s", "0")
+
+
+def test_the_key_comes_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key is named on the command line, never written there."""
+    monkeypatch.setenv("HOUSE_KEY", "sk-1234")
+    profile, _ = overridden("--api-key-env", "HOUSE_KEY")
+    assert profile.api_key == Secret("sk-1234")
+    assert profile.api_key_env == "HOUSE_KEY"
+
+
+@pytest.mark.parametrize("value", [None, "", "  "])
+def test_a_missing_key_is_refused(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    """A variable that is unset or blank would open the server."""
+    monkeypatch.delenv("HOUSE_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("HOUSE_KEY", value)
+    with pytest.raises(ProfileError, match=r"--api-key-env='HOUSE_KEY' .* set, not blank"):
+        overridden("--api-key-env", "HOUSE_KEY")
+
+
+def test_a_key_closes_an_open_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that is given overrules the profile's `open_access`; asking for both is a contradiction."""
+    monkeypatch.setenv("HOUSE_KEY", "sk-1234")
+    open_ = Profile(name="open", command=("s",), port=1, open_access=True)
+    assert not overridden("--api-key-env", "HOUSE_KEY", profile=open_)[0].open_access
+    with pytest.raises(ProfileError, match="open_access"):
+        overridden("--api-key-env", "HOUSE_KEY", "--open")
+
+
+def test_warmups_replace_the_hooks_and_bring_a_liveness_check() -> None:
+    """Whoever names warmups gets these; a server of models is then also asked whether it still computes."""
+    _, hooks = overridden("--warmup", "text", "--warmup", "thinking", hooks=Hooks(warmup=(Text(),)))
+    assert hooks.warmup == (Text(), Thinking())
+    assert hooks.liveness == (Ping(),)
+
+
+def test_the_auth_check_comes_once_and_last() -> None:
+    """It is added after the warmups, unless the profile has one already."""
+    _, hooks = overridden("--warmup", "text", "--auth-check")
+    assert [step.name for step in hooks.warmup] == [Text().name, AuthCheck().name]
+    own = Hooks(warmup=(AuthCheck(),))
+    assert overridden("--auth-check", hooks=own)[1] == own
+
+
+def test_variables_that_are_named_like_secrets_are_secrets() -> None:
+    """`--env HF_TOKEN=...` is not printed; a blank one is no secret."""
+    found = variables(["HF_TOKEN=hf_12345", "API_KEY=", "MAX_TOKENS=5", "PATH=/a:/b", "X=a=b"])
+    assert found == {"HF_TOKEN": Secret("hf_12345"), "API_KEY": "", "MAX_TOKENS": "5", "PATH": "/a:/b", "X": "a=b"}
+    assert "hf_12345" not in repr(found) and MASK in repr(found)
+
+
+def test_a_switch_is_no_secret() -> None:
+    """What only its name calls a secret needs 8 characters: a `1` that is masked everywhere leaves no log to read."""
+    assert variables(["USE_TOKEN=1", "A_TOKEN=1234567", "B_TOKEN=12345678"]) == {
+        "USE_TOKEN": "1",
+        "A_TOKEN": "1234567",
+        "B_TOKEN": Secret("12345678"),
+    }
+
+
+@pytest.mark.parametrize("text", ["NAME", "=value", ""])
+def test_a_variable_needs_a_name_and_a_value(text: str) -> None:
+    """And the message names the name only: the rest may be a secret."""
+    with pytest.raises(ProfileError, match=r"--env=.* must be KEY=VALUE") as caught:
+        variables([text])
+    assert "value" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------- notify
+
+LIFE: list[tuple[Event, str | None]] = [
+    (events.Starting(elapsed_s=0, unix_s=0, attempt=1), None),
+    (events.ChildSpawned(elapsed_s=0, unix_s=0, pid=7, argv=("s",)), "STATUS=loading, pid 7"),
+    (
+        events.LoadProgress(elapsed_s=0, unix_s=0, bytes=25, total_bytes=100, bytes_per_s=1.0, eta_s=None),
+        "STATUS=loading, 25%",
+    ),
+    (events.LoadProgress(elapsed_s=0, unix_s=0, bytes=25, total_bytes=None, bytes_per_s=1.0, eta_s=None), None),
+    (events.ChildUp(elapsed_s=0, unix_s=0, waited_s=1.0, probes=1), None),
+    (
+        events.ChildReady(elapsed_s=0, unix_s=0, waited_s=1.0, url="http://h:1", pid=7),
+        "READY=1\nSTATUS=serving at http://h:1",
+    ),
+    (events.Stopping(elapsed_s=0, unix_s=0, asked=False, reason="ChildCrashed"), None),
+    (events.ChildRestarting(elapsed_s=0, unix_s=0, attempt=1, delay_s=1.0), "STATUS=restarting, attempt 1"),
+    (events.Stopping(elapsed_s=0, unix_s=0, asked=True, reason="asked"), "STOPPING=1\nSTATUS=stopping"),
+]
+
+
+@pytest.fixture(params=["path", "path with @", "abstract"])
+def systemd(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """systemd's side: a datagram socket whose address is in NOTIFY_SOCKET."""
+    if request.param == "abstract":
+        if sys.platform != "linux":
+            pytest.skip("abstract addresses are Linux's")
+        address, shown = f"\0warmboot-{os.getpid()}", f"@warmboot-{os.getpid()}"
+    else:
+        directory = tmp_path / ("user@1000" if "@" in request.param else "run")
+        directory.mkdir()
+        address = shown = str(directory / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", shown)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(address)
+        server.setblocking(False)
+        yield server
+
+
+@pytest.fixture
+def notifier() -> Iterator[Notifier]:
+    one = Notifier()
+    yield one
+    one.close()
+
+
+def received(server: socket.socket) -> list[str]:
+    found = []
+    while True:
+        try:
+            found.append(server.recv(4096).decode())
+        except BlockingIOError:
+            return found
+
+
+def test_systemd_hears_of_a_life(systemd: socket.socket, notifier: Notifier) -> None:
+    """READY at READY, STATUS on the way, STOPPING only when it was asked for: a datagram each, in order."""
+    for event, _ in LIFE:
+        notifier(event)
+    assert received(systemd) == [message for _, message in LIFE if message]
+
+
+def test_a_socket_that_is_gone_is_not_our_failure(systemd: socket.socket, notifier: Notifier) -> None:
+    """systemd may be restarted under us; a message more or less ends no server."""
+    systemd.close()
+    for event, _ in LIFE:
+        notifier(event)
+
+
+def test_a_full_socket_does_not_block(systemd: socket.socket, notifier: Notifier) -> None:
+    """Nobody reads: the messages beyond the buffer are lost, and the observer returns."""
+    for _ in range(2000):
+        notifier.send("STATUS=" + "x" * 1000)
+    assert 0 < len(received(systemd)) < 2000
+
+
+def test_without_systemd_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No NOTIFY_SOCKET, no socket."""
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    notifier = Notifier()
+    for event, _ in LIFE:
+        notifier(event)
+    assert notifier._socket is None
+    notifier.close()
+
+
+@pytest.mark.anyio
+async def test_the_watchdog_is_fed(monkeypatch: pytest.MonkeyPatch, systemd: socket.socket, notifier: Notifier) -> None:
+    """WATCHDOG=1 goes out at once and again, until the supervision ends."""
+    monkeypatch.setenv("WATCHDOG_USEC", "20000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    pings: list[str] = []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(notifier.ping)
+        with anyio.fail_after(5):
+            while len(pings) < 2:
+                await anyio.wait_readable(systemd)
+                pings += received(systemd)
+        tasks.cancel_scope.cancel()
+    assert set(pings) == {"WATCHDOG=1"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("usec", "pid"), [("", ""), ("x", ""), ("0", ""), ("20000", "1")])
+async def test_no_watchdog_is_fed_that_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch, systemd: socket.socket, notifier: Notifier, usec: str, pid: str
+) -> None:
+    """Not asked for, off, or meant for another process: `ping` returns and sends nothing."""
+    monkeypatch.setenv("WATCHDOG_USEC", usec)
+    monkeypatch.setenv("WATCHDOG_PID", pid or str(os.getpid()))
+    with anyio.fail_after(5):
+        await notifier.ping()
+    assert received(systemd) == []

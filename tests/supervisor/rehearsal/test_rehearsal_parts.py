@@ -1,0 +1,216 @@
+"""The parts of a rehearsal that need no sandbox: images, drift, the log's events, verdicts."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from supervisor import events
+from supervisor.errors import ProfileError
+from supervisor.logs.sink import Sink
+from supervisor.rehearsal.bundle import Mount, Program
+from supervisor.rehearsal.drift import ASIDE, Weight, drifted_env, staged
+from supervisor.rehearsal.image import found_in
+from supervisor.rehearsal.report import Report, event_of
+from supervisor.rehearsal.stages import Stage
+
+SECRET = "hf_planted_and_not_needed"
+
+
+def state_file(path: Path, *chunks: bytes) -> None:
+    """A state file as gVisor writes it."""
+    header = b'{"timestamp":"now"}'
+    with path.open("wb") as out:
+        out.write(b"gVisorSF" + struct.pack(">Q", len(header)) + header + b"\0" * 32 + struct.pack(">I", 1 << 20))
+        for chunk in chunks:
+            packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+            data = packer.compress(chunk) + packer.flush()
+            out.write(struct.pack(">I", len(data)) + data)
+
+
+@pytest.mark.parametrize("cut", range(len(SECRET) + 1))
+def test_a_text_is_found_wherever_chunks_part_it(tmp_path: Path, cut: int) -> None:
+    """Compressed chunks are opened, and a text across two of them is whole."""
+    text = SECRET.encode()
+    state_file(tmp_path / "checkpoint.img", b"x" * 1000 + text[:cut], text[cut:] + b"y" * 1000)
+    assert text not in (tmp_path / "checkpoint.img").read_bytes()
+    assert found_in(tmp_path, {"HF_TOKEN": SECRET, "OTHER": "is-not-in-it"}) == ("HF_TOKEN",)
+
+
+@pytest.mark.parametrize("head", [b"", b"gVisorSF", b"gVisorSF" + b"\xff" * 8, b"gVisorSF" + bytes(60)])
+def test_files_of_another_shape_are_searched_as_they_are(tmp_path: Path, head: bytes) -> None:
+    """Newer gVisors put pages into a file of their own; what cannot be opened is read raw."""
+    (tmp_path / "pages.img").write_bytes(head + b"x" * ((1 << 20) - 5) + SECRET.encode())
+    assert found_in(tmp_path, {"HF_TOKEN": SECRET}) == ("HF_TOKEN",)
+    assert found_in(tmp_path, {"OTHER": "is-not-in-it"}) == ()
+
+
+def weights_in(folder: Path) -> Weight:
+    """A weight file with neighbours: a file, a folder, a link."""
+    folder.mkdir()
+    (folder / "model.gguf").write_bytes(bytes(range(256)) * 40_000)
+    (folder / "template.jinja").write_text("template")
+    (folder / "more").mkdir()
+    (folder / "link").symlink_to("template.jinja")
+    return Weight.at(folder / "model.gguf")
+
+
+@pytest.mark.parametrize("kind", ["weights", "weights-moved", "weights-truncated"])
+def test_weights_drift_in_a_copy(tmp_path: Path, kind: str) -> None:
+    """The staged copy changes when it is told to; neighbours stay in sight; the real files can be touched by nobody."""
+    weight = weights_in(tmp_path / "models")
+    real = weight.host.read_bytes()
+    mounts, drift = staged([weight], [kind, kind], tmp_path / "stage")
+    stage = mounts[0].source
+    assert mounts == [
+        Mount(source=stage, target=weight.inside.parent),
+        Mount(source=weight.host.parent, target=ASIDE / "0", readonly=True),
+    ]
+    copy = stage / "model.gguf"
+    assert copy.read_bytes() == real
+    inode = copy.stat().st_ino
+    drift()
+    match kind:
+        case "weights":
+            assert copy.stat().st_ino != inode
+            assert len(copy.read_bytes()) == len(real)
+            assert copy.read_bytes()[: len(real) // 4] == real[: len(real) // 4]
+            assert copy.read_bytes() != real
+        case "weights-moved":
+            assert not copy.exists()
+        case "weights-truncated":
+            assert copy.stat().st_size == len(real) // 2
+    assert weight.host.read_bytes() == real
+    links = {name: str((stage / name).readlink()) for name in ("template.jinja", "more", "link")}
+    assert links == {name: str(ASIDE / "0" / name) for name in links}
+
+
+def test_one_drift_of_weights_at_a_time(tmp_path: Path) -> None:
+    """A file cannot be moved and truncated both, and a second change could undo the first."""
+    with pytest.raises(ProfileError, match="at most one of weights, weights-moved, weights-truncated"):
+        staged([weights_in(tmp_path / "models")], ["weights-moved", "weights-truncated"], tmp_path / "stage")
+
+
+def test_weights_behind_links_and_mounts(tmp_path: Path) -> None:
+    """A link leads to the file that drifts, as in a cache of downloads; a mount tells where the sandbox sees it."""
+    blob = tmp_path / "blobs" / "abc"
+    blob.parent.mkdir()
+    blob.touch()
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots" / "m.gguf").symlink_to("../blobs/abc")
+    assert Weight.at(tmp_path / "snapshots" / "m.gguf") == Weight(host=blob, inside=blob)
+    mount = Mount(source=tmp_path, target=Path("/models"))
+    assert Weight.at(Path("/models/snapshots/m.gguf"), [mount]) == Weight(host=blob, inside=Path("/models/blobs/abc"))
+
+
+def test_without_drift_of_weights_nothing_is_copied(tmp_path: Path) -> None:
+    """The clock and the environment need no copy of 17 GB."""
+    mounts, drift = staged([Weight.at(tmp_path / "model.gguf")], ["clock", "env"], tmp_path / "stage")
+    drift()
+    assert mounts == []
+    assert not (tmp_path / "stage").exists()
+    assert drifted_env(["clock"], "API_KEY") == {}
+    assert drifted_env(["env"], "API_KEY").keys() >= {"HTTP_PROXY", "TZ", "API_KEY"}
+
+
+def test_drift_needs_weights(tmp_path: Path) -> None:
+    """A profile without weights, or with a file that is not there, cannot drift."""
+    with pytest.raises(ProfileError, match="names its weights"):
+        staged([], ["weights"], tmp_path)
+    with pytest.raises(ProfileError, match=r"that are there: .*/model\.gguf is not"):
+        staged([Weight.at(tmp_path / "model.gguf")], ["weights"], tmp_path / "stage")
+
+
+def test_the_bundle_mounts_outer_folders_first(tmp_path: Path) -> None:
+    """Inner mounts would vanish under outer ones; the file that holds the environment is for its owner alone."""
+    program = Program(argv=("/bin/true",), env={"A": "b=c"}, cwd=tmp_path)
+    mounts = [Mount(source=tmp_path, target=Path("/models/gemma/more")), Mount(source=tmp_path, target=Path("/models"))]
+    program.write(tmp_path / "bundle", mounts)
+    config = json.loads((tmp_path / "bundle" / "config.json").read_text())
+    targets = [mount["destination"] for mount in config["mounts"] if mount["type"] == "bind"]
+    assert targets == ["/models", "/models/gemma/more"]
+    assert config["process"]["env"] == ["A=b=c"]
+    assert (tmp_path / "bundle" / "config.json").stat().st_mode & 0o077 == 0
+
+
+def test_events_are_read_as_the_console_writes_them() -> None:
+    """What the sink renders comes back, quotes and line breaks too; the server's own lines are no events."""
+    reason = "it's \"blank\":\n    see body=''"
+    out = StringIO()
+    with Sink(out) as sink:
+        times = {"elapsed_s": 1.0, "unix_s": 1.0}
+        sink(events.StepRefused(**times, point="before_seal", step="golden text record", took_s=0.5, reason=reason))
+        sink(events.ChildLog(**times, stream="stderr", line="0.00 [info     ] child.ready pid=1", line_level="info"))
+    (event,) = filter(None, map(event_of, out.getvalue().splitlines()))
+    assert event.name == "step.failed"
+    assert event.fields["reason"] == reason
+    assert event.fields["step"] == "golden text record"
+
+
+def report_of(*lines: str, **fields: object) -> Report:
+    """A rehearsal that came to its end."""
+    report = Report(spec="x", **({"image_bytes": 1, "restore_began": 1.0, "finished": True} | fields))  # type: ignore[arg-type]
+    for line in lines:
+        report.see(line)
+    return report
+
+
+PASSED = "   0.10 [info     ] step.passed          point={} step='{}' took_s=0.1"
+GOOD = (
+    PASSED.format("before_seal", "golden text record"),
+    PASSED.format("before_seal", "contract"),
+    PASSED.format("after_resume", "golden text replay"),
+)
+
+
+def test_verdicts_and_exit_codes() -> None:
+    """5 is for what a snapshot would not survive; what failed before keeps its own code."""
+    good = report_of(*GOOD)
+    assert good.exit_status == 0
+    told = json.loads(good.to_json())
+    assert told["contract"]["verdict"] == "passed"
+    assert told["golden"] == {"verdict": "passed", "detail": "golden text replay"}
+    assert told["exit_status"] == 0
+    assert report_of(*GOOD, healed="it died").exit_status == 5
+    assert report_of(*GOOD, strays=("HF_TOKEN",)).exit_status == 5
+    assert report_of(*GOOD, finished=False, failure="restore failed", status=1).exit_status == 5
+    assert report_of(*GOOD[:2]).exit_status == 5  # recorded, and never asked for again
+    assert report_of(GOOD[1]).exit_status == 0  # no model's server: there is no answer to compare
+    assert report_of(*GOOD[:2], restore_began=None, finished=False, failure="no checkpoint", status=1).exit_status == 1
+    assert Report(spec="x", failure="warmup", point="warmup", status=4).exit_status == 4
+    assert Report(spec="x", failure="contract", point="before_seal", status=4).exit_status == 5
+    interrupted = report_of(*GOOD, finished=False, failure="interrupted by SIGHUP", status=129)
+    assert interrupted.exit_status == 129
+    assert "not rehearsed to its end" in str(interrupted.table().title)
+
+
+def test_times_come_from_the_stages() -> None:
+    """Restore and first answer are timed from the restore's start, on this side's clock."""
+    stages = {
+        "restored": Stage(name="restored", at=11.0),
+        "resumed": Stage(name="resumed", at=11.5, fields={"took_s": 0.4, "healed": False, "reason": ""}),
+        "answered": Stage(name="answered", at=12.0, fields={"took_s": 0.2, "text": "[bold]hi\x1b]0;owned\x07\ud83d"}),
+    }
+    report = Report(spec="x", cold_s=5.8, restore_began=10.0)
+    report.restored(stages)
+    assert (report.restore_s, report.resume_s, report.answer_s, report.first_answer_s) == (1.0, 0.4, 0.2, 2.0)
+    assert report.answer == "[bold]hi?"
+    assert report.speed_up == 3.0
+    screen = StringIO()
+    Console(file=screen, width=100).print(report.table())
+    assert "[bold]hi" in screen.getvalue()
+    assert "3.0 x" in screen.getvalue()
+
+
+def test_what_the_contract_warns_of_is_shown() -> None:
+    """Notes of the log become rows of the table."""
+    report = report_of("contract: warning, remounted: pid 7 maps /llama-build/b1/libggml.so")
+    screen = StringIO()
+    Console(file=screen, width=140).print(report.table())
+    assert "pid 7 maps /llama-build/b1/libggml.so" in screen.getvalue()

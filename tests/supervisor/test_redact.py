@@ -1,0 +1,289 @@
+"""A secret is not printed: not by accident, not in another spelling, not in part where a line is cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import pickle
+import re
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from supervisor.errors import ProfileError
+from supervisor.logs.lines import LineSplitter
+from supervisor.logs.pump import LogPump
+from supervisor.profile import LogLimits
+from supervisor.redact import MASK, Redactor, Secret, is_secret_name, secrets_in
+
+KEY = "sk-0123456789abcdef"
+PIECE = 4  # characters of a secret's beginning that give something away
+
+# The text around a secret is made of other characters, so that whatever of the secret is found is the secret's.
+AROUND = st.text("xyzXYZ .:=\t", max_size=60)
+SECRETS = st.text('abcdefghijk0123456789-_/+&"é漢', min_size=PIECE, max_size=40)
+
+
+def pump(*secrets: str, max_line_bytes: int = 80) -> LogPump:
+    return LogPump(
+        {},
+        LogLimits(max_line_bytes=max_line_bytes),
+        Redactor(map(Secret, secrets)),
+        on_line=lambda *_: None,
+        on_dropped=lambda *_: None,
+    )
+
+
+def cleaned(data: list[bytes], *secrets: str, max_line_bytes: int = 80) -> list[str]:
+    """The lines that a pump with these secrets would keep, the unfinished one included."""
+    cleaner = pump(*secrets, max_line_bytes=max_line_bytes)
+    splitter = LineSplitter(max_line_bytes + Redactor(map(Secret, secrets)).longest_bytes)
+    shown = [cleaner._clean(line, cut=cut) for chunk in data for line, cut in splitter.feed(chunk)]
+    return [*shown, cleaner._clean(splitter.partial(), cut=True)]
+
+
+@given(
+    before=AROUND,
+    secret=SECRETS,
+    after=AROUND,
+    where=st.integers(0, 10_000),
+    fill=st.integers(0, 120),
+    tty=st.booleans(),
+)
+@example(before="", secret="abcdé", after="", where=5, fill=0, tty=False)  # cut inside of a character
+@example(before="", secret="abcdefgh", after="", where=9, fill=0, tty=True)  # cut inside of an escape sequence
+def test_no_cut_leaves_the_beginning_of_a_secret(
+    before: str, secret: str, after: str, where: int, fill: int, tty: bool
+) -> None:
+    """Wherever the stream ends or a line grows too long, at any byte, no beginning of a secret is left at the cut."""
+    printed = secret[:4] + "\x1b[31m" + secret[4:] if tty else secret
+    data = ("x" * fill + before + printed + after).encode()
+    for end in (where % (len(data) + 1), len(data)):
+        for line in cleaned([data[:end]], secret):
+            assert secret[:PIECE] not in line
+
+
+@given(AROUND, SECRETS, AROUND, st.lists(st.integers(0, 200), max_size=6))
+def test_chunk_borders_hide_no_secret(before: str, secret: str, after: str, borders: list[int]) -> None:
+    """The child may write a secret in as many pieces as it likes: the line is the same, and masked."""
+    data = f"{before}{secret}{after}\n".encode()
+    cuts = sorted({min(border, len(data)) for border in borders})
+    chunks = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+    lines = cleaned(chunks, secret, max_line_bytes=400)
+    assert lines == cleaned([data], secret, max_line_bytes=400)
+    assert secret[:PIECE] not in "".join(lines)
+    assert MASK in lines[0]
+
+
+@given(AROUND, SECRETS, SECRETS, st.integers(0, 80))
+@example(before="", first="abcd", extra="efghijk0123456789", size=12)
+@example(before="x", first="abcd", extra="efghijk0123456789", size=1)
+def test_a_cut_secret_that_begins_with_another_secret_leaves_nothing(
+    before: str, first: str, extra: str, size: int
+) -> None:
+    """A short secret may be the beginning of a long one: masking the short one does not lay the rest bare."""
+    long = first + extra
+    text = Redactor([Secret(first), Secret(long)]).cut(before + long[: min(size, len(long) - 1)])
+    assert text == before
+
+
+@given(AROUND, st.sets(SECRETS, max_size=3))
+def test_text_without_secrets_is_left_alone(text: str, secrets: set[str]) -> None:
+    """Masking changes nothing else, at a cut or elsewhere."""
+    redact = Redactor(map(Secret, secrets))
+    assert redact(text) == redact.cut(text) == text
+
+
+def test_a_whole_secret_at_a_cut_is_masked() -> None:
+    """What is complete is shown as a mask, also when its end looks like its beginning."""
+    redact = Redactor([Secret("abc-def-abc")])
+    assert redact.cut("key abc-def-abc") == f"key {MASK}"
+    assert redact.cut("key abc-def-abc abc-d") == f"key {MASK} "
+
+
+def test_the_longest_secret_wins() -> None:
+    """Of two secrets of which one begins like the other, the whole longer one is masked."""
+    redact = Redactor([Secret("abcd"), Secret("abcdefgh")])
+    assert redact("1 abcd 2 abcdefgh 3 abcdef") == f"1 {MASK} 2 {MASK} 3 {MASK}ef"
+
+
+@pytest.mark.parametrize("value", ['a"b\\c/d+e=', "pass wörd", "a&b<c>", "ключ-漢字", "x" * 500])
+def test_other_spellings_are_masked(value: str) -> None:
+    """A server prints its key JSON-escaped, or quoted for a URL; the mask covers these forms too."""
+    redact = Redactor([Secret(value)])
+    forms = [
+        value,
+        json.dumps(value),
+        json.dumps(value, ensure_ascii=False),
+        quote(value),
+        quote(value, safe=""),
+        quote_plus(value),
+        json.dumps(value).replace("/", "\\/"),
+        re.sub("%..", lambda escape: escape[0].lower(), quote(value, safe="")),
+    ]
+    for form in forms:
+        assert redact(f"<{form}>") in (f"<{MASK}>", f'<"{MASK}">')
+        assert redact.longest_bytes >= len(form.strip('"').encode())
+
+
+def test_blanks_around_a_secret_do_not_save_it_from_the_mask() -> None:
+    """Headers lose the blanks around a value, so a server prints the key without them."""
+    assert Redactor([Secret(f" {KEY} ")])(f"[{KEY}]") == f"[{MASK}]"
+
+
+@pytest.mark.parametrize(
+    ("given_", "shown"),
+    [
+        (["s", "--api-key", "x", "--port", "1"], ["s", "--api-key", MASK, "--port", "1"]),
+        (["s", "--api-key=x"], ["s", f"--api-key={MASK}"]),
+        (["s", "--api_key=x=y"], ["s", f"--api_key={MASK}"]),
+        (["s", "--API-KEY", "x"], ["s", "--API-KEY", MASK]),
+        (["s", "--hf-token", "x"], ["s", "--hf-token", MASK]),
+        (["s", "-token", "x"], ["s", "-token", MASK]),
+        (["s", "--password", ""], ["s", "--password", MASK]),
+        (["s", "--client-secret", "x"], ["s", "--client-secret", MASK]),
+        (["s", "--api-key"], ["s", "--api-key"]),
+        (["env", "HF_TOKEN=x", "s"], ["env", f"HF_TOKEN={MASK}", "s"]),
+        (["s", "--max-tokens", "5"], ["s", "--max-tokens", "5"]),
+        (["s", "--api-key-file", "k.txt"], ["s", "--api-key-file", "k.txt"]),
+        (["s", "--tokenizer=x"], ["s", "--tokenizer=x"]),
+        (["s", "token", "x"], ["s", "token", "x"]),
+        (["s", f"--header=Bearer {KEY}"], ["s", f"--header=Bearer {MASK}"]),
+        (["s", f"--url=http://h/?k={KEY}&p"], ["s", f"--url=http://h/?k={MASK}&p"]),
+    ],
+)
+def test_argv(given_: list[str], shown: list[str]) -> None:
+    """A command line is masked by the names of its options, and wherever a known secret stands."""
+    assert Redactor([Secret(KEY)]).argv(given_) == tuple(shown)
+
+
+@pytest.mark.parametrize("value", ["it's-\\-a-key", 'it\'s "both"', "back\\slash", "wörd'"])
+def test_a_secret_in_source_form_is_masked(value: str) -> None:
+    """A server that prints its settings as a literal escapes quotes and backslashes; the mask knows these spellings."""
+    redact = Redactor([Secret(value)])
+    for form in (repr(value), ascii(value), value.replace("\\", "\\\\").replace("'", "\\'")):
+        assert redact(f"<{form[1:-1] if form[0] == form[-1] else form}>") == f"<{MASK}>"
+
+
+@pytest.mark.parametrize(
+    ("given_", "shown", "secrets"),
+    [
+        (["curl", "-H", "Authorization: Bearer abcdefgh1"], ["curl", "-H", f"Authorization: Bearer {MASK}"], 1),
+        (["curl", "--header=Authorization: bearer abc"], ["curl", f"--header=Authorization: bearer {MASK}"], 0),
+        (["curl", "-H", "X-Api-Key: abcdefgh1"], ["curl", "-H", f"X-Api-Key: {MASK}"], 1),
+        (["s", "--api-keys", "abcdefgh1,abcdefgh2"], ["s", "--api-keys", MASK], 3),
+        (["s", "--key", "abcdefgh1"], ["s", "--key", MASK], 1),
+        (["s", "--key=abc"], ["s", f"--key={MASK}"], 0),
+        (["sh", "-c", "cd /; API_KEY=abcdefgh1 cmd"], ["sh", "-c", f"cd /; API_KEY={MASK} cmd"], 1),
+        (["sh", "-c", "s --api-key 'abcdefgh1' -v"], ["sh", "-c", f"s --api-key '{MASK}' -v"], 1),
+        (["s", '{"api_key": "abcdefgh1", "n": 1}'], ["s", f'{{"api_key": "{MASK}", "n": 1}}'], 1),
+        (["s", "http://h/?token=abcdefgh1&n=1"], ["s", f"http://h/?token={MASK}"], 2),
+        (["sh", "-c", 'x -H "Authorization: Bearer $LONG_VARIABLE"'], None, 0),
+        (["s", "--token", "--no-such-value"], None, 0),
+        (["s", "--key-file", "some-file"], ["s", "--key-file", "some-file"], 0),
+        (["sh", "-c", "MAX_TOKENS=5 keyboard=abcdefgh1"], ["sh", "-c", "MAX_TOKENS=5 keyboard=abcdefgh1"], 0),
+    ],
+)
+def test_keys_inside_of_a_command_line(given_: list[str], shown: list[str] | None, secrets: int) -> None:
+    """Headers, scripts, JSON and queries in one argument lose what they call a key, and the long ones become known."""
+    found = secrets_in(given_)
+    assert len(found) == secrets, [secret.reveal() for secret in found]
+    assert not secrets or "abcdefgh1" in [secret.reveal() for secret in found]
+    if shown is not None:
+        assert Redactor([]).argv(given_) == tuple(shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        ("API_KEY", True),
+        ("apikey", True),
+        ("OPENAI_API_KEY", True),
+        ("HF_TOKEN", True),
+        ("TOKEN", True),
+        ("DB_PASSWORD", True),
+        ("API_KEYS", True),
+        ("--key", True),
+        ("SECRET_KEY", True),
+        ("TOKENS", False),
+        ("MAX_TOKENS", False),
+        ("API_KEY_FILE", False),
+        ("KEYBOARD", False),
+        ("", False),
+    ],
+)
+def test_secret_names(name: str, secret: bool) -> None:
+    """What the name of an option or variable says about its value."""
+    assert is_secret_name(name) is secret
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    key: Secret
+    keys: dict[str, Secret]
+
+
+def test_a_secret_prints_as_a_mask_everywhere(caplog: pytest.LogCaptureFixture) -> None:
+    """No usual way of making text of a secret, alone or inside of other things, shows it."""
+    secret = Secret(KEY)
+    settings = Settings(secret, {"a": secret})
+    logging.getLogger("t").warning("%s %r %s", secret, secret, settings)
+    texts = [
+        repr(secret),
+        str(secret),
+        f"{secret}",
+        f"{secret!r}",
+        format(secret),
+        "{}".format(secret),  # noqa: UP032  this very spelling is under test
+        "%s" % secret,  # noqa: UP031  this one as well
+        repr(settings),
+        str(dataclasses.asdict(settings)),
+        str(vars(settings)),
+        str([secret]),
+        caplog.text,
+    ]
+    assert all(MASK in text for text in texts)
+    assert not any(KEY[:PIECE] in text for text in texts)
+
+
+def test_a_secret_is_a_value() -> None:
+    """Equal secrets are equal and hash alike; they survive pickling; other types are never equal."""
+    assert Secret(KEY) == Secret(KEY)
+    assert hash(Secret(KEY)) == hash(Secret(KEY))
+    assert Secret(KEY) != Secret(KEY + "x")
+    assert Secret(KEY) != KEY
+    assert pickle.loads(pickle.dumps(Secret(KEY))).reveal() == KEY  # noqa: S301  our own bytes
+
+
+@pytest.mark.parametrize("value", ["", " ", "\t", "\n", " \u2003 "])
+def test_a_blank_secret_is_refused(value: str) -> None:
+    """A blank key opens a server instead of closing it."""
+    with pytest.raises(ProfileError, match=r"API_KEY=.* a non-blank string"):
+        Secret(value, name="API_KEY")
+
+
+@pytest.mark.parametrize("value", [5, None, b"bytes-bytes"])
+def test_a_secret_is_text(value: Any) -> None:
+    """Another type is refused like a wrong setting, and is not shown."""
+    with pytest.raises(ProfileError, match=r"API_KEY='\(\w+\)' .* text") as caught:
+        Secret(value, name="API_KEY")
+    assert "bytes-bytes" not in str(caught.value)
+
+
+@pytest.mark.parametrize("odd", ["\n", "\r", "\0", "\t", "\x1b", "\x7f", "\x9b", "\u200b", "\udcff"])
+def test_an_unprintable_secret_is_refused_without_showing_it(odd: str) -> None:
+    """What a log would show in another form than it was given could not be masked there."""
+    with pytest.raises(ProfileError) as caught:
+        Secret(f"{KEY}{odd}x", name="API_KEY")
+    assert str(caught.value) == f"API_KEY={MASK!r} is not valid: it must be one line of printable text."
+    assert KEY not in repr(caught.value)
+
+
+def test_no_secrets_cost_nothing() -> None:
+    """Without secrets text passes as it is."""
+    redact = Redactor([])
+    assert (redact("a"), redact.cut("a"), redact.longest_bytes) == ("a", "a", 0)
