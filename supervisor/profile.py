@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from supervisor.dialect import Dialect
 from supervisor.errors import ProfileError, require
 from supervisor.events import Level
 from supervisor.redact import MASK, Redactor, Secret, is_secret_name, secrets_in
@@ -309,6 +310,7 @@ class Profile:
         api_key_env: the variable by which the child learns the key; None: it learns it some other way.
         open_access: the server is meant to answer without a key; the auth Step refuses an open server otherwise.
         weights: files that the load reads, for progress and for the snapshot contract.
+        dialect: how the engine speaks; hooks ask it.
     """
 
     name: str
@@ -328,6 +330,7 @@ class Profile:
     restart: Restart = field(default_factory=Restart)
     liveness: Liveness = field(default_factory=Liveness)
     logs: LogLimits = field(default_factory=LogLimits)
+    dialect: Dialect = field(default_factory=Dialect)
 
     def __post_init__(self) -> None:
         require(isinstance(self.name, str) and bool(self.name.strip()), "name", self.name, "a non-blank name")
@@ -411,4 +414,5 @@ _PARTS: Mapping[str, type] = {
     "restart": Restart,
     "liveness": Liveness,
     "logs": LogLimits,
+    "dialect": Dialect,
 }

@@ -1,0 +1,135 @@
+"""How an engine speaks, as frozen data and small pure functions, so that no hook asks which engine it is talking to.
+
+An engine sets `Profile.dialect`; the default is that of any OpenAI-compatible server. What an engine does not have is
+None: hooks then skip with a word, or say that it is unsupported, and never guess. What the supervisor itself judges
+(the health path and its answer, the ready line, log lines, the counters that prove traffic) stands in the profile's own
+parts, `Health`, `LogLimits` and `Liveness`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+__all__ = ["Dialect", "Reading", "Request", "no_fields", "openai_models", "seeded", "template_switch", "whole_file"]
+
+T = TypeVar("T")
+
+Fields = Mapping[str, Any]
+"""Fields of a JSON request body."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading(Generic[T]):
+    """Something that the engine tells about itself on a route.
+
+    Attributes:
+        path: asked with GET.
+        read: the body of a 200 answer -> the value; None: the body does not tell.
+    """
+
+    path: str
+    read: Callable[[str], T | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A POST request: its route, and its body without `model`."""
+
+    path: str
+    body: Fields
+
+
+def no_fields(*_: object) -> Fields:
+    """Fields for an engine that needs none."""
+    return {}
+
+
+def template_switch(thinking: bool) -> Fields:
+    """The switch that llama.cpp, SGLang and vLLM hand to the chat template."""
+    return {"chat_template_kwargs": {"enable_thinking": thinking}}
+
+
+def seeded(seed: int) -> Fields:
+    """A greedy request that names its seed."""
+    return {"temperature": 0, "seed": seed}
+
+
+def openai_models(body: str) -> frozenset[str] | None:
+    """Names in OpenAI's model list, aliases included; a model that is listed as not loaded does not count."""
+    try:
+        entries = json.loads(body)["data"]
+        names: set[object] = set()
+        for entry in entries:
+            status = entry.get("status")
+            if not isinstance(status, dict) or status.get("value", "loaded") == "loaded":
+                names |= {entry["id"], *(entry.get("aliases") or ())}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return frozenset(name for name in names if isinstance(name, str))
+
+
+def whole_file(weights: Path) -> tuple[Path, ...]:
+    """A model whose weights are one file."""
+    return (weights,)
+
+
+_HI: Fields = MappingProxyType({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """How one engine speaks. Routes are paths; bodies are JSON; None: the engine has no such thing.
+
+    Attributes:
+        engine: its name, for people and logs.
+        health_infers: a health probe costs an inference.
+        models: the names of the models that are loaded.
+        chat_path, completions_path, responses_path, images_path: OpenAI's routes, where the engine has them.
+        generating: requests that make the engine generate; each must refuse strangers.
+        open_paths: routes that answer without a key by design.
+        example: what a person may try first; None: a chat message.
+        thinking: whether to think -> fields of a chat request.
+        thinking_budget: tokens of thought at most (None: no limit) -> fields; None: the engine knows no budget.
+        thinking_hint: what to look at when a budget is ignored.
+        repeatable: seed -> fields that make a greedy request give the same answer each time, past any prompt cache.
+        requests: how many requests run or wait; several readings are tried in order.
+        token_counters: counters of tokens by name, which grow with every generation.
+        slots: how many requests are served at once.
+        vision: whether the model takes pictures.
+        loading: words in the body of a 503 that say that the model is still loading.
+        metrics_hint: what to set when the metrics route is missing.
+        weight_files: a model's path -> every file that belongs to it, by name alone.
+        no_mmap_hint: how to load the weights without mapping their file.
+        out_of_memory: a regular expression for log lines of a failed allocation.
+    """
+
+    engine: str = "plain"
+    health_infers: bool = False
+    models: Reading[frozenset[str]] | None = field(
+        default_factory=lambda: Reading(path="/v1/models", read=openai_models)
+    )
+    chat_path: str | None = "/v1/chat/completions"
+    completions_path: str | None = "/v1/completions"
+    responses_path: str | None = "/v1/responses"
+    images_path: str | None = None
+    generating: tuple[Request, ...] = (Request(path="/v1/chat/completions", body=_HI),)
+    open_paths: tuple[str, ...] = ("/health",)
+    example: Request | None = None
+    thinking: Callable[[bool], Fields] = template_switch
+    thinking_budget: Callable[[int | None], Fields] | None = None
+    thinking_hint: str = "see whether the engine's parser knows the model's thinking tags"
+    repeatable: Callable[[int], Fields] = seeded
+    requests: tuple[Reading[int], ...] = ()
+    token_counters: Reading[Mapping[str, float]] | None = None
+    slots: Reading[int] | None = None
+    vision: Reading[bool] | None = None
+    loading: str | None = None
+    metrics_hint: str = ""
+    weight_files: Callable[[Path], tuple[Path, ...]] = whole_file
+    no_mmap_hint: str = "have the engine read its weights into memory instead of mapping them"
+    out_of_memory: str | None = None
