@@ -10,7 +10,7 @@ if sys.platform == "win32":
     raise ImportError("warmboot needs POSIX process groups and signals: run it on Linux, macOS or inside WSL 2")
 
 from supervisor import errors, events
-from supervisor.child import Child, Hooks, Observer, Step
+from supervisor.child import Child
 from supervisor.errors import SupervisorError
 from supervisor.events import Event, State
 from supervisor.lifecycle.daemon import Daemon
@@ -18,6 +18,7 @@ from supervisor.lifecycle.handle import Supervised
 from supervisor.lifecycle.supervise import supervise
 from supervisor.profile import Health, Liveness, LogLimits, Profile, Restart, Stop, Timeouts
 from supervisor.redact import Redactor, Secret
+from supervisor.steps import Hooks, Observer, Step, step
 
 __all__ = [
     "Child",
@@ -40,5 +41,6 @@ __all__ = [
     "Timeouts",
     "errors",
     "events",
+    "step",
     "supervise",
 ]

@@ -1,20 +1,15 @@
-"""All that a hook may see: `Child`, and the shapes of Steps and Observers."""
+"""`Child`: all that a hook may see of the supervised server."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from supervisor.events import Event
 from supervisor.profile import Profile
 from supervisor.redact import Redactor
 
 if TYPE_CHECKING:
     import httpx
-
-Observer = Callable[[Event], None]
-"""Sees every event, on the supervisor's thread; must neither block nor raise (a raise is caught and reported once)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,44 +79,3 @@ class Child:
             trust_env=False,  # an ambient proxy variable can hang loopback probes
             verify=False,  # noqa: S501  plain HTTP over loopback: loading the CA bundle would cost 40 ms a client
         )
-
-
-class Step(Protocol):
-    """A piece of work at a lifecycle point; raising fails the point.
-
-    Attributes:
-        name: for events and errors.
-        deadline_s: seconds that it may take; None: the profile's `timeouts.step_s`.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def deadline_s(self) -> float | None: ...
-
-    async def __call__(self, child: Child) -> None:
-        """Do it; cancelled when the deadline passes, the child exits, or the supervision stops."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hooks:
-    """Steps by lifecycle point, in order, and observers.
-
-    Attributes:
-        before_start: before every spawn (artifacts present and whole).
-        warmup: once health is green; READY only after all of them.
-        before_seal: on the quiesced child; a failure refuses the seal and leaves the child READY.
-        after_resume: once health is green again; a failure replaces the child, within the restart budget.
-        before_stop: before TERM on a requested stop; failures are reported and do not prevent the stop.
-        liveness: tiny real inferences for the watchdog (see `Liveness.inference_every_s`).
-        observers: see every event.
-    """
-
-    before_start: tuple[Step, ...] = ()
-    warmup: tuple[Step, ...] = ()
-    before_seal: tuple[Step, ...] = ()
-    after_resume: tuple[Step, ...] = ()
-    before_stop: tuple[Step, ...] = ()
-    liveness: tuple[Step, ...] = ()
-    observers: tuple[Observer, ...] = ()

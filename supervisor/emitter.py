@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from supervisor.child import Observer
 from supervisor.events import TRANSITIONS, Event, State
+from supervisor.steps import Observer
 
 
 class Emitter:

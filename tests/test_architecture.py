@@ -175,6 +175,7 @@ def test_the_public_names() -> None:
         "Timeouts",
         "errors",
         "events",
+        "step",
         "supervise",
     ]
     assert all(hasattr(supervisor, name) for name in supervisor.__all__)

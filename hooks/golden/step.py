@@ -39,7 +39,8 @@ from supervisor.errors import require
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from supervisor.child import Child, Step
+    from supervisor.child import Child
+    from supervisor.steps import Step
 
 __all__ = ["Golden", "GoldenMismatch", "goldens"]
 

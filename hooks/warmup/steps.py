@@ -22,7 +22,8 @@ from supervisor.errors import ProfileError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from supervisor.child import Child, Step
+    from supervisor.child import Child
+    from supervisor.steps import Step
 
 __all__ = ["Image", "Ping", "Text", "Thinking", "Tools", "chat", "parse"]
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from hooks.artifacts.step import Artifact
     from hooks.contract.findings import Finding
     from supervisor import Daemon, Hooks, Profile, Secret
-    from supervisor.child import Step
     from supervisor.logs.sink import Sink
+    from supervisor.steps import Step
 
 PORT: Final = 8000
 MODELS: Final = Path("/models")

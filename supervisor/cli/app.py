@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from supervisor.child import Child, Hooks
+from supervisor.child import Child
 from supervisor.cli import session
 from supervisor.cli.ending import settle, speaks
 from supervisor.cli.options import override, shared_options, variables
@@ -17,6 +17,7 @@ from supervisor.cli.verify import verify
 from supervisor.profile import Profile
 from supervisor.redact import Redactor
 from supervisor.rehearsal.command import rehearse
+from supervisor.steps import Hooks
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

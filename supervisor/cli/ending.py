@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from supervisor.errors import SupervisorError
-from supervisor.linux.exhaustion import shortage
+from supervisor.linux.exhaustion import detect
 from supervisor.logs.sink import clean
 
 
@@ -31,9 +31,9 @@ def speaks(command: Callable[..., int]) -> Callable[..., None]:
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise  # click has its own words for these
         except Exception as error:  # noqa: BLE001  whatever it is, it ends in words and in an exit code
-            if lack := shortage(error):
-                click.echo(clean(f"supervise: {type(lack).__name__}: {lack}"), err=True)
-                sys.exit(lack.cli_status)
+            if exhausted := detect(error):
+                click.echo(clean(f"supervise: {type(exhausted).__name__}: {exhausted}"), err=True)
+                sys.exit(exhausted.cli_status)
             click.echo(clean(traceback.format_exc()), err=True)
             click.echo(
                 clean(f"supervise: {_told(error)}. This is a defect of supervise or of the profile's code."), err=True

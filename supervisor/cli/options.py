@@ -12,10 +12,10 @@ import click
 
 from hooks import auth
 from hooks.warmup import steps as warmup
-from supervisor.child import Hooks
 from supervisor.errors import ProfileError
 from supervisor.profile import Profile
 from supervisor.redact import GUESSED_MIN_CHARS, Secret, is_secret_name
+from supervisor.steps import Hooks
 
 F = TypeVar("F", bound=Callable[..., Any])
 

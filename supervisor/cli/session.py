@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 import anyio
 
 from supervisor import events
-from supervisor.child import Hooks, Observer
 from supervisor.cli.notify import Notifier
 from supervisor.cli.signals import Signals
 from supervisor.errors import SupervisorError
@@ -21,6 +20,7 @@ from supervisor.events import Event
 from supervisor.lifecycle.supervise import supervise
 from supervisor.logs.sink import LogFormat, Sink, clean
 from supervisor.profile import Profile
+from supervisor.steps import Hooks, Observer
 
 
 def run(profile: Profile, hooks: Hooks, *, log_format: LogFormat, key_variable: str | None) -> int:

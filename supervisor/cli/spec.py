@@ -10,10 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 from hooks.warmup import steps as warmup
-from supervisor.child import Hooks
 from supervisor.engines import local
 from supervisor.errors import ProfileError, SupervisorError
 from supervisor.profile import Profile
+from supervisor.steps import Hooks
 
 _SHAPES = "a Profile, a (Profile, Hooks) pair, an object with .profile(), or a function that returns one of them"
 

@@ -19,13 +19,13 @@ from typing import Final, Self
 import anyio
 from anyio.from_thread import BlockingPortal
 
-from supervisor.child import Hooks
 from supervisor.errors import IllegalState
 from supervisor.events import State
 from supervisor.lifecycle.handle import Supervised
 from supervisor.lifecycle.supervise import supervise
-from supervisor.linux.exhaustion import shortage, translated
+from supervisor.linux.exhaustion import detect, translated
 from supervisor.profile import Profile
+from supervisor.steps import Hooks
 
 _FLUSH_S: Final = 2.5
 _WORKER_S: Final = 1.0
@@ -74,8 +74,8 @@ class Daemon:
             try:
                 thread.start()
             except RuntimeError as error:
-                if lack := shortage(error):
-                    raise lack from error
+                if exhausted := detect(error):
+                    raise exhausted from error
                 raise
             self._thread = thread
         try:

@@ -16,7 +16,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from supervisor import events
-from supervisor.child import Child, Hooks, Step
+from supervisor.child import Child
 from supervisor.emitter import Emitter
 from supervisor.errors import (
     ChildCrashed,
@@ -38,6 +38,7 @@ from supervisor.profile import Profile
 from supervisor.readiness.probe import Hint, Polling, wait_up
 from supervisor.readiness.wait import report_waiting, until_up
 from supervisor.readiness.watchdog import Watchdog
+from supervisor.steps import Hooks, Step
 from supervisor.timing.running_limit import running_limit
 
 T = TypeVar("T")

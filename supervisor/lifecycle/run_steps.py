@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import anyio
 
-from supervisor.child import Child, Step
+from supervisor.child import Child
 from supervisor.emitter import Emitter
 from supervisor.errors import StepFailed
 from supervisor.events import StepPassed, StepRefused, WarmupPassed
+from supervisor.steps import Step
 from supervisor.timing.running_limit import running_limit
 
 

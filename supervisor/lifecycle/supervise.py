@@ -9,7 +9,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from supervisor import events
-from supervisor.child import Child, Hooks
+from supervisor.child import Child
 from supervisor.emitter import Emitter
 from supervisor.errors import (
     DiedBeforeReady,
@@ -27,6 +27,7 @@ from supervisor.linux import processes
 from supervisor.process.spawn import free_port
 from supervisor.profile import Profile
 from supervisor.redact import Redactor
+from supervisor.steps import Hooks
 
 _PORT_TRIES: Final = 5
 _BIND_FAILED: Final = re.compile(r"(?i)address already in use|EADDRINUSE|(could ?n.t|failed to|cannot) bind")

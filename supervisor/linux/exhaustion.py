@@ -1,4 +1,4 @@
-"""When it is us who lack something: descriptors, threads, memory. That says nothing about the child."""
+"""Tell the failures of this process, out of descriptors, threads or memory, from those of the child."""
 
 from __future__ import annotations
 
@@ -21,47 +21,60 @@ _TRY: Final = {
     errno.ENOMEM: "the memory of this machine, and the container's limit",
     errno.ENOBUFS: "the memory of this machine, and the container's limit",
 }
-_MARK: Final = "out of resources here: "
+_PREFIX: Final = "out of resources here: "
 
 
-def shortage(error: BaseException | None) -> OutOfResources | None:
-    """What we lacked, when that is why it was raised: looked for in what led to it and in the parts of a group."""
-    while error is not None:
+def detect(error: BaseException | None) -> OutOfResources | None:
+    """Detect that this process, not the child, ran out of descriptors, threads or memory.
+
+    Looks at the error, at what led to it (cause, else context), and at the parts of a group; each exception once,
+    because chains may be cyclic: `raise group.exceptions[0] from group` is enough. None: it has another reason.
+    """
+    pending, seen = [error], set[int]()
+    while pending:
+        error = pending.pop()
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
+        if isinstance(error, OutOfResources):
+            return error
         if isinstance(error, BaseExceptionGroup):
-            return next(filter(None, map(shortage, error.exceptions)), None)
+            pending.extend(reversed(error.exceptions))
+            continue
         if isinstance(error, RuntimeError) and _THREADS in str(error):
             return OutOfResources(reason=_THREADS, look_at=_TRY[_THREADS])
         if isinstance(error, OSError) and error.errno in _TRY:
             return OutOfResources(reason=error.strerror or str(error), look_at=_TRY[error.errno])
-        error = error.__cause__ or error.__context__  # HTTP clients raise their own, without a cause
+        pending.append(error.__cause__ or error.__context__)  # HTTP clients raise their own, without a cause
     return None
 
 
+def translated(error: Exception) -> Exception:
+    """The error itself, or in its place `OutOfResources`, with the error as its cause."""
+    exhausted = detect(error)
+    if exhausted is None or exhausted is error:
+        return error
+    if exhausted.__cause__ is None:
+        exhausted.__cause__ = error
+    return exhausted
+
+
 def told(error: BaseException | None) -> str | None:
-    """The same in a few words, which `ours` knows again."""
-    lack = shortage(error)
-    return None if lack is None else f"{_MARK}{lack.reason}"
+    """`detect` as text, for results that are not typed yet; `ours` recognises it."""
+    exhausted = detect(error)
+    return None if exhausted is None else f"{_PREFIX}{exhausted.reason}"
 
 
 def ours(why_not: str) -> bool:
-    """Whether a check failed for a lack of our own."""
-    return why_not.startswith(_MARK)
-
-
-def translated(error: Exception) -> Exception:
-    """The error itself, or `OutOfResources` in its place, with the error as its cause."""
-    lack = shortage(error)
-    if lack is None or isinstance(error, OutOfResources):
-        return error
-    lack.__cause__ = error
-    return lack
+    """Whether a text comes from `told`."""
+    return why_not.startswith(_PREFIX)
 
 
 async def look(function: Callable[[], T]) -> T | None:
-    """Runs a look at /proc in a thread, because that may take long; None when we are out of threads or descriptors."""
+    """Runs a look at /proc in a thread, because that may take long; None: out of threads or descriptors for it."""
     try:
         return await anyio.to_thread.run_sync(function, abandon_on_cancel=True)
     except (OSError, RuntimeError) as error:
-        if shortage(error) is None:
+        if detect(error) is None:
             raise
         return None

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self, TextIO
 
 from supervisor.events import ChildLog, Event, LoadProgress, LogDropped
-from supervisor.linux.exhaustion import shortage
+from supervisor.linux.exhaustion import detect
 from supervisor.logs.render import clean, console_renderer, json_renderer, progress_line
 
 __all__ = ["LogFormat", "Sink", "clean", "to_dict"]
@@ -79,8 +79,8 @@ class Sink:
         except RuntimeError as error:
             if self._fd is not None:
                 os.close(self._fd)
-            if lack := shortage(error):
-                raise lack from error
+            if exhausted := detect(error):
+                raise exhausted from error
             raise
 
     def __call__(self, event: Event) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 from supervisor.child import Child
 from supervisor.errors import PortTaken, ProfileError, SpawnError
 from supervisor.linux import processes
-from supervisor.linux.exhaustion import shortage
+from supervisor.linux.exhaustion import detect
 from supervisor.process.process import Process
 
 # systemd's protocol is between it and us: a child that inherits these would speak in our name.
@@ -66,8 +66,8 @@ def free_port(host: str) -> int:
     try:
         probe = socket.socket(family)
     except OSError as error:
-        if lack := shortage(error):
-            raise lack from error
+        if exhausted := detect(error):
+            raise exhausted from error
         raise
     with probe:
         try:

@@ -15,10 +15,11 @@ from typing import Final
 
 import anyio
 
-from supervisor.child import Child, Step
+from supervisor.child import Child
 from supervisor.linux import processes
 from supervisor.linux.exhaustion import look, ours, told
 from supervisor.readiness.probe import foreign_owner, get_text, probe, timed_out
+from supervisor.steps import Step
 
 _OWNER_EVERY: Final = 10  # checks between two looks at who listens
 # A server with one thread answers no health probe while it works. Work is so much of a core, or so many bytes a second,

@@ -17,12 +17,13 @@ from hooks.contract.step import SnapshotContract
 from hooks.http.answer import BadAnswer, ask
 from hooks.warmup import chat
 from supervisor import events
-from supervisor.child import Child, Hooks, Observer, Step
+from supervisor.child import Child
 from supervisor.errors import SupervisorError
 from supervisor.lifecycle.daemon import Daemon
 from supervisor.logs.sink import Sink
 from supervisor.profile import Profile
 from supervisor.rehearsal.stages import await_restore, tell
+from supervisor.steps import Hooks, Observer, Step
 
 __all__ = ["inside"]
 

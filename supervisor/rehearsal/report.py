@@ -15,8 +15,8 @@ from supervisor.rehearsal.drift import KINDS as DRIFT
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from supervisor.child import Step
     from supervisor.rehearsal.stages import Stage
+    from supervisor.steps import Step
 
 __all__ = ["BROKEN", "Event", "Report", "event_of", "is_golden"]
 

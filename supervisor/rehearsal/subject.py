@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
-from supervisor.child import Child, Hooks, Step
+from supervisor.child import Child
 from supervisor.cli.options import override, variables
 from supervisor.cli.spec import load
 from supervisor.emitter import Emitter
@@ -23,6 +23,7 @@ from supervisor.rehearsal.bundle import Mount
 from supervisor.rehearsal.drift import Weight
 from supervisor.rehearsal.image import found_in
 from supervisor.rehearsal.report import is_golden
+from supervisor.steps import Hooks, Step
 
 __all__ = ["EXCHANGE", "Subject", "of_entry", "of_profile", "prepared"]
 

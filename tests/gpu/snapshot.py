@@ -54,9 +54,10 @@ from modal_entry.gemma import MODEL
 from modal_entry.pipeline.releases import resolve
 from modal_entry.serving import server as serving
 from supervisor import Daemon, Profile, Secret
-from supervisor.child import Child, Step
+from supervisor.child import Child
 from supervisor.errors import StepFailed
 from supervisor.events import Event, StepPassed, StepRefused
+from supervisor.steps import Step
 
 ASKED: Final = 30  # times that a golden question is asked, per situation
 LAST: Final = 80  # lines of the server's log, shown when it fails

@@ -15,8 +15,8 @@ from hooks.http.answer import BadAnswer
 from hooks.http.picture import red_square
 from hooks.warmup.request_file import RawJson
 from hooks.warmup.steps import Image, Ping, Text, Thinking, Tools, parse
-from supervisor.child import Step
 from supervisor.errors import ProfileError
+from supervisor.steps import Step
 from support import ROOT
 from tools.serve import KEY, running_fake, running_raw
 

@@ -17,7 +17,6 @@ import pytest
 from hooks.auth import AuthCheck
 from hooks.warmup import Ping, Text, Thinking
 from supervisor import events
-from supervisor.child import Hooks
 from supervisor.cli.notify import Notifier
 from supervisor.cli.options import override, shared_options, variables
 from supervisor.cli.spec import load
@@ -25,6 +24,7 @@ from supervisor.errors import ProfileError
 from supervisor.events import Event
 from supervisor.profile import Liveness, Profile, Restart
 from supervisor.redact import MASK, Secret
+from supervisor.steps import Hooks
 
 # ------------------------------------------------------------------------------------------------ spec
 
