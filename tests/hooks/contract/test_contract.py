@@ -628,7 +628,7 @@ async def test_a_wrapper_is_told(tmp_path: Path) -> None:
         assert (finding.check, finding.severity) == ("command", "warning")
         assert str(FAKE) in finding.line
         assert "made-up" not in finding.line
-    tool.write_text(f"#!{sys.executable} -IS\n{FAKE.read_text()}")
+    tool.write_text(f"#!{sys.executable} -IS\nimport runpy\nrunpy.run_path({str(FAKE)!r}, run_name='__main__')\n")
     tool.chmod(0o755)
     async with serving(profile(command=(str(tool), "--port", "{port}"))) as (server, seen):
         await sealed(server, seen)
