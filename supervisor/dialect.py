@@ -9,13 +9,25 @@ parts, `Health`, `LogLimits` and `Liveness`.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Dialect", "Reading", "Request", "no_fields", "openai_models", "seeded", "template_switch", "whole_file"]
+__all__ = [
+    "Dialect",
+    "Reading",
+    "Request",
+    "no_fields",
+    "openai_models",
+    "samples",
+    "seeded",
+    "template_switch",
+    "whole_file",
+]
 
 T = TypeVar("T")
 
@@ -59,18 +71,33 @@ def seeded(seed: int) -> Fields:
     return {"temperature": 0, "seed": seed}
 
 
-def openai_models(body: str) -> frozenset[str] | None:
-    """Names in OpenAI's model list, aliases included; a model that is listed as not loaded does not count."""
+def openai_models(body: str) -> tuple[str, ...] | None:
+    """Names in OpenAI's model list, aliases last; a model that is listed as not loaded does not count."""
+    names: list[object] = []
+    aliases: list[object] = []
     try:
-        entries = json.loads(body)["data"]
-        names: set[object] = set()
-        for entry in entries:
+        for entry in json.loads(body)["data"]:
             status = entry.get("status")
             if not isinstance(status, dict) or status.get("value", "loaded") == "loaded":
-                names |= {entry["id"], *(entry.get("aliases") or ())}
+                names.append(entry["id"])
+                aliases += entry.get("aliases") or ()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return frozenset(name for name in names if isinstance(name, str))
+    return tuple(dict.fromkeys(name for name in (*names, *aliases) if isinstance(name, str) and name))
+
+
+def samples(page: str, pattern: str) -> Mapping[str, float] | None:
+    """Samples of a Prometheus page whose name matches the pattern, by name, labels added up; None: there are none.
+
+    None as well when the value of one is not a finite number.
+    """
+    found: dict[str, float] = {}
+    for name, value in re.findall(rf"(?m)^({pattern})(?:\{{[^\n]*\}})?[ \t]+(\S+)", page):
+        try:
+            found[name] = found.get(name, 0.0) + float(value)
+        except ValueError:
+            return None
+    return found if found and all(map(math.isfinite, found.values())) else None
 
 
 def whole_file(weights: Path) -> tuple[Path, ...]:
@@ -87,12 +114,14 @@ class Dialect:
 
     Attributes:
         engine: its name, for people and logs.
+        owned_by: what the engine's own model list gives as `owned_by`, by which an endpoint's engine is recognised.
         health_infers: a health probe costs an inference.
         models: the names of the models that are loaded.
         chat_path, completions_path, responses_path, images_path: OpenAI's routes, where the engine has them.
         generating: requests that make the engine generate; each must refuse strangers.
         open_paths: routes that answer without a key by design.
         example: what a person may try first; None: a chat message.
+        thoughts: fields of a chat message that may hold the model's thoughts.
         thinking: whether to think -> fields of a chat request.
         thinking_budget: tokens of thought at most (None: no limit) -> fields; None: the engine knows no budget.
         thinking_hint: what to look at when a budget is ignored.
@@ -109,8 +138,9 @@ class Dialect:
     """
 
     engine: str = "plain"
+    owned_by: str | None = None
     health_infers: bool = False
-    models: Reading[frozenset[str]] | None = field(
+    models: Reading[tuple[str, ...]] | None = field(
         default_factory=lambda: Reading(path="/v1/models", read=openai_models)
     )
     chat_path: str | None = "/v1/chat/completions"
@@ -120,6 +150,7 @@ class Dialect:
     generating: tuple[Request, ...] = (Request(path="/v1/chat/completions", body=_HI),)
     open_paths: tuple[str, ...] = ("/health",)
     example: Request | None = None
+    thoughts: tuple[str, ...] = ("reasoning_content", "reasoning")
     thinking: Callable[[bool], Fields] = template_switch
     thinking_budget: Callable[[int | None], Fields] | None = None
     thinking_hint: str = "see whether the engine's parser knows the model's thinking tags"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from supervisor import Daemon, Health, Profile, State, Stop, Supervised, Timeouts, events
+from supervisor.engines.llama_dialect import LLAMA_CPP
 from supervisor.events import Event
 
 TESTS = Path(__file__).resolve().parent
@@ -30,6 +31,7 @@ def fake_profile(*flags: str, **fields: Any) -> Profile:
         "health": Health(ready_pattern=READY_LINE),
         "timeouts": Timeouts(start_s=30, stall_s=30, probe_s=5, step_s=20, resume_s=10),
         "stop": Stop(grace_s=5, drain_s=2),
+        "dialect": LLAMA_CPP,
     }
     return Profile(**(defaults | fields))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from supervisor.engines.flags import Binary, capabilities
+from supervisor.engines.llama_dialect import LLAMA_CPP
 from supervisor.engines.llama_protocol import (
     COUNTERS,
     OWNED,
@@ -184,6 +185,7 @@ class LlamaServer:
             restart=self.restart or Restart(),
             liveness=liveness,
             logs=LogLimits(parse=parse_line, tail_lines=_TAIL_LINES),
+            dialect=LLAMA_CPP,
         )
 
     def _arguments(self, known: frozenset[str]) -> list[str]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from supervisor.child import Child
+from supervisor.engines.llama_dialect import LLAMA_CPP
 from supervisor.profile import Health, Profile, Timeouts
 from supervisor.redact import Redactor, Secret
 
@@ -30,6 +31,7 @@ def child_at(
         open_access=open_access,
         health=Health(model_id="fake-model"),
         timeouts=Timeouts(step_s=step_s),
+        dialect=LLAMA_CPP,
     )
     return Child(profile=profile, port=port, pid=pid, redact=Redactor(profile.secrets))
 
