@@ -20,10 +20,10 @@ up: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
-# The fault matrix: plays every row, writes down what was seen, and renders the README's table from that.
+# The fault matrix: plays every row, writes down what was seen, and renders the table of docs/faults.md from that.
 faults: $(STAMP)
 	FAULTS_JSON=tests/system/faults.json $(BIN)/python -m pytest tests/system/test_faults.py -k test_a_fault
-	$(BIN)/python tests/tools/fault_table.py
+	PYTHONPATH=tests $(BIN)/python -m tools.fault_table
 
 # Random faults on a loop: make soak SECONDS=60 SOAK_ARGS="--seed 7"
 soak: $(STAMP)
@@ -46,17 +46,17 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Numbers against peers: a table, tests/bench/results.json with a plot beside it, and the README's section. Half an hour.
+# Numbers against peers: a table, tests/bench/results.json with a plot beside it, and docs/numbers.md. Half an hour.
 bench: $(STAMP) $(PEERS)/.installed
 	PYTHONPATH=tests $(BIN)/python -m bench --peers $(PEERS) $(BENCH_ARGS)
-	PYTHONPATH=tests $(BIN)/python -m bench.readme
+	PYTHONPATH=tests $(BIN)/python -m bench.page
 
 # The same in under 2 minutes, on fewer and shorter loads; what is committed stays as it is.
 bench-quick: $(STAMP) $(PEERS)/.installed
 	PYTHONPATH=tests $(BIN)/python -m bench --quick --peers $(PEERS) --json build/bench/quick.json $(BENCH_ARGS)
 
-bench-readme: $(STAMP)
-	PYTHONPATH=tests $(BIN)/python -m bench.readme
+bench-page: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m bench.page
 
 # The peers live apart: one of them has our import name.
 $(PEERS)/.installed: tests/bench/peers.txt

@@ -22,7 +22,7 @@ class Setting:
     """One run.
 
     Attributes:
-        size: `full` is what the README shows, `quick` takes under 2 minutes, `tiny` only proves that all of it works.
+        size: `full` fills docs/numbers.md, `quick` takes under 2 minutes, `tiny` only proves that all of it works.
         scratch: a folder for stamps, configurations and captured output.
         peers: the virtual environment of the real peers; None: they are left out, and the rows say so.
         rehearse: the command that rehearses a snapshot; it takes `--json FILE`.

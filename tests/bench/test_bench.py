@@ -1,4 +1,4 @@
-"""The benchmarks: their arithmetic, each of them once at its smallest size, and the README's numbers."""
+"""The benchmarks: their arithmetic, each of them once at its smallest size, and the numbers of docs/numbers.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from bench import __main__ as program
-from bench import cold_start, crash, log_pump, peers, readiness_lag, readme, resume, scale, stop
+from bench import cold_start, crash, log_pump, page, peers, readiness_lag, resume, scale, stop
 from bench.rows import Bar, Outcome, Peer, Row, median, percentile
 from bench.setting import Setting, machine
 from bench.table import number, table_of
@@ -175,7 +175,7 @@ def test_a_rehearsal_that_writes_nothing_is_no_number(tmp_path: Path) -> None:
 
 
 def test_a_report_is_shown(tmp_path: Path) -> None:
-    """The report survives JSON, and the table on screen and the README's name the machine, every row and every peer."""
+    """The report survives JSON, and the table on screen and the page's name the machine, every row and every peer."""
     report = json.loads(json.dumps(program.measure(tiny(tmp_path), ["resume"], lambda _: None)))
     missed = Row(benchmark="b", what="slow | thing", unit="ms", ours=9.0, bar=Bar(limit=5), reason="a cause",
                  peers=(Peer(name="rival", value=18.0, simulated=True),))  # fmt: skip
@@ -183,26 +183,26 @@ def test_a_report_is_shown(tmp_path: Path) -> None:
     console = Console(width=200, record=True, file=(tmp_path / "screen").open("w"))
     console.print(table_of(report))
     console.file.close()
-    for text in (console.export_text(), readme.rendered(report)):
+    for text in (console.export_text(), page.rendered(report)):
         for part in ("resume()", "missed", "a cause", "rival: 18 ms (2 x)"):
             assert part in text.replace("MISSED", "missed")
         assert machine()["cpu"] in text
-    assert "slow \\| thing" in readme.rendered(report)
+    assert "slow \\| thing" in page.rendered(report)
 
 
-def test_the_readme_and_the_results_agree() -> None:
-    """The README's numbers are those of the committed run: `make bench-readme` brings them in line."""
-    assert readme.main(["--check"]) == 0
+def test_the_page_and_the_results_agree() -> None:
+    """The numbers of docs/numbers.md are those of the committed run: `make bench-page` brings them in line."""
+    assert page.main(["--check"]) == 0
 
 
 def test_a_difference_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A number changed by hand fails the check, and the script repairs it."""
-    copy = tmp_path / "README.md"
-    copy.write_text(f"head\n{readme.BEGIN}\n42 ms\n{readme.END}\ntail\n", encoding="utf-8")
-    monkeypatch.setattr(readme, "README", copy)
-    assert readme.main(["--check"]) == 1
-    assert readme.main([]) == 0
-    assert readme.main(["--check"]) == 0
+    copy = tmp_path / "numbers.md"
+    copy.write_text("head\n<!-- bench:begin -->\n42 ms\n<!-- bench:end -->\ntail\n", encoding="utf-8")
+    monkeypatch.setattr(page, "PAGE", copy)
+    assert page.main(["--check"]) == 1
+    assert page.main([]) == 0
+    assert page.main(["--check"]) == 0
     assert copy.read_text(encoding="utf-8").startswith("head\n")
-    with pytest.raises(ValueError, match="the README has no"):
-        readme.with_numbers("no markers", None)
+    with pytest.raises(ValueError, match="the page has no"):
+        page.with_numbers("no markers", None)

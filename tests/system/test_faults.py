@@ -35,7 +35,8 @@ from system.fault_stages import (
     until,
 )
 from system.faults import MATRIX, MOMENTS, TOKEN, Fault
-from tools.fault_table import JSON, README, render, section
+from tools.fault_table import JSON, PAGE, render
+from tools.sections import section
 
 pytestmark = pytest.mark.skipif(not processes.AVAILABLE, reason="there is no /proc here")
 
@@ -210,7 +211,7 @@ def held_port(on: Scene) -> int:
 
 
 def test_table_file_and_matrix_agree() -> None:
-    """The README's table is what the file says, and the file has the rows and outcomes of the matrix, in its order."""
+    """The table of docs/faults.md says what the file says, which has the matrix's rows and outcomes in order."""
     told = json.loads(JSON.read_text(encoding="utf-8"))
     wanted = [
         {
@@ -226,4 +227,4 @@ def test_table_file_and_matrix_agree() -> None:
     assert [{key: value for key, value in row.items() if key != "seconds"} for row in told["rows"]] == wanted, (
         "make faults"
     )
-    assert section(README.read_text(encoding="utf-8")) == render(told), "make faults"
+    assert section(PAGE.read_text(encoding="utf-8"), "faults") == render(told), "make faults"

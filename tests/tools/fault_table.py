@@ -1,4 +1,4 @@
-"""The README's table of faults, from what a run of the matrix wrote: `python tests/tools/fault_table.py`."""
+"""The table of docs/faults.md, from what a run of the matrix wrote: `PYTHONPATH=tests python -m tools.fault_table`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
-README: Final = Path(__file__).resolve().parents[2] / "README.md"
+from tools.sections import with_section
+
+PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 JSON: Final = Path(__file__).resolve().parent.parent / "system" / "faults.json"
 
-_BEGIN, _END = "<!-- faults:begin -->\n", "<!-- faults:end -->"
 _WITHIN = ((0.1, "< 0.1 s"), (1.0, "0.1-1 s"), (10.0, "1-10 s"))
 
 
@@ -47,18 +48,11 @@ def _code(text: str) -> str:
     return f"`{text}`"
 
 
-def section(readme: str) -> str:
-    """What stands between the markers."""
-    return readme.partition(_BEGIN)[2].partition(_END)[0]
-
-
 def main() -> None:
-    """Puts the table into the README."""
-    readme = README.read_text(encoding="utf-8")
-    before, _, rest = readme.partition(_BEGIN)
-    assert rest, f"README.md lacks {_BEGIN.strip()}"
+    """Puts the table into the page."""
+    page = PAGE.read_text(encoding="utf-8")
     table = render(json.loads(JSON.read_text(encoding="utf-8")))
-    README.write_text(before + _BEGIN + table + _END + rest.partition(_END)[2], encoding="utf-8")
+    PAGE.write_text(with_section(page, "faults", table), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README's numbers, from results.json: `python -m bench.readme` writes them, `--check` only compares."""
+"""The numbers of docs/numbers.md, from results.json: `python -m bench.page` writes them, `--check` only compares."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any, Final
 
 from bench.setting import BENCH, ROOT
 from bench.table import bar_text, machine_text, number, peer_text
+from tools.sections import with_section
 
-BEGIN: Final = "<!-- bench:begin -->"
-END: Final = "<!-- bench:end -->"
 RESULTS: Final = BENCH / "results.json"
-README: Final = ROOT / "README.md"
+PAGE: Final = ROOT / "docs" / "numbers.md"
 
 
 def rendered(report: dict[str, Any]) -> str:
@@ -45,26 +44,21 @@ def _cell(text: str) -> str:
     return text
 
 
-def with_numbers(readme: str, report: dict[str, Any] | None) -> str:
-    """The README's text with the table between its markers; without a report, with a line that says how to get one."""
-    head, begin, rest = readme.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the README has no {BEGIN} ... {END}")
-    body = rendered(report) if report else "No run is committed yet: `make bench` makes one."
-    return f"{head}{BEGIN}\n{body}\n{END}{tail}"
+def with_numbers(page: str, report: dict[str, Any] | None) -> str:
+    """The page with the table between its markers; without a report, with a line that says how to get one."""
+    return with_section(page, "bench", rendered(report) if report else "No run is committed: `make bench` makes one.")
 
 
 def main(arguments: list[str]) -> int:
-    """Writes, or with `--check` says whether README and results agree."""
+    """Writes, or with `--check` says whether page and results agree."""
     report = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else None
-    now = README.read_text(encoding="utf-8")
+    now = PAGE.read_text(encoding="utf-8")
     wanted = with_numbers(now, report)
     if "--check" in arguments:
         if now != wanted:
-            sys.stderr.write("README.md and tests/bench/results.json differ: run `make bench-readme`\n")
+            sys.stderr.write("docs/numbers.md and tests/bench/results.json differ: run `make bench-page`\n")
         return int(now != wanted)
-    README.write_text(wanted, encoding="utf-8")
+    PAGE.write_text(wanted, encoding="utf-8")
     return 0
 
 
