@@ -27,7 +27,7 @@ faults: $(STAMP)
 
 # Random faults on a loop: make soak SECONDS=60 SOAK_ARGS="--seed 7"
 soak: $(STAMP)
-	$(BIN)/python tests/system/soak.py $(SECONDS) $(SOAK_ARGS)
+	PYTHONPATH=tests $(BIN)/python -m system.soak $(SECONDS) $(SOAK_ARGS)
 
 # A snapshot and a restore in gVisor, of the embedded model. Needs root.
 rehearse: $(STAMP) sandbox
@@ -39,7 +39,7 @@ sandbox:
 
 # What Modal would receive, from Modal's own CLI, without an account.
 deploy-dry: $(STAMP)
-	$(BIN)/python tests/tools/deploy_dry.py
+	PYTHONPATH=tests $(BIN)/python -m tools.deploy_dry
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

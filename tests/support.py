@@ -1,11 +1,16 @@
-"""Profiles of the fake server, and an observer that remembers."""
+"""What many tests need: profiles of the fake server, an observer that remembers, waiting, free ports."""
 
 from __future__ import annotations
 
 import inspect
+import socket
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+
+import anyio
 
 from supervisor import Daemon, Health, Profile, State, Stop, Supervised, Timeouts, events
 from supervisor.engines.llama_dialect import LLAMA_CPP
@@ -17,7 +22,10 @@ DATA = TESTS / "data"
 FAKE = TESTS / "fakes" / "fake_server.py"
 READY_LINE = "server is listening on"
 
+LIMIT_S = 30.0  # until something that must happen counts as never happening
+
 E = TypeVar("E", bound=Event)
+T = TypeVar("T")
 EVENT_KINDS: list[type[Event]] = [
     kind for _, kind in inspect.getmembers(events, inspect.isclass) if issubclass(kind, Event) and kind is not Event
 ]
@@ -76,3 +84,27 @@ def alive(pid: int | None) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def until(condition: Callable[[], T], what: str = "", *, limit_s: float = LIMIT_S) -> T:
+    """Waits for what another thread or process does; returns what the condition did."""
+    ends = time.monotonic() + limit_s
+    while not (found := condition()):
+        assert time.monotonic() < ends, f"not within {limit_s:g} s: {what or condition}"
+        time.sleep(0.005)
+    return found
+
+
+async def until_async(condition: Callable[[], T], what: str = "", *, limit_s: float = LIMIT_S) -> T:
+    """`until`, while the loop goes on."""
+    ends = time.monotonic() + limit_s
+    while not (found := condition()):
+        assert time.monotonic() < ends, f"not within {limit_s:g} s: {what or condition}"
+        await anyio.sleep(0.005)
+    return found
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port on which nobody listens now."""
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        return int(probe.getsockname()[1])

@@ -21,20 +21,11 @@ import pytest
 from conftest import children
 from supervisor import SupervisorError
 from supervisor.linux import processes
-from system import fault_stages
-from system.fault_stages import (
-    ACTS,
-    AT_SEAL,
-    FIRST,
-    Scene,
-    ask,
-    descriptors_held,
-    leftovers,
-    scene,
-    threads_running,
-    until,
-)
+from support import until
 from system.faults import MATRIX, MOMENTS, TOKEN, Fault
+from system.stages import Scene, scene
+from system.stages.acts import ACTS, AT_SEAL, FIRST, ask
+from system.stages.left_behind import descriptors_held, leftovers, threads_running
 from tools.fault_table import JSON, PAGE, render
 from tools.sections import section
 
@@ -182,7 +173,7 @@ def test_the_matrix_is_whole() -> None:
 
 def test_what_is_left_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process of the row, its port, a descriptor and a thread are each told when they stay."""
-    monkeypatch.setattr(fault_stages, "LEFT_S", 0.05)
+    monkeypatch.setattr("system.stages.left_behind.LEFT_S", 0.05)
     before = children(), threads_running(), descriptors_held()
     on = Scene(MATRIX[0], tmp_path)
     assert leftovers(on, *before) == []

@@ -17,10 +17,15 @@ import pytest
 
 from supervisor import Profile, events
 from supervisor.linux import processes
-from supervisor.process.spawn import free_port
-from system import soak
+from support import TESTS, free_port
 from system.faults import row
-from system.soak import Plan, Soak, first_cookie_of, illegal, leaked, orphans, slope, taken
+from system.soak import checks
+from system.soak.__main__ import main
+from system.soak.checks import held, illegal, leaked, orphans, taken
+from system.soak.memory import slope
+from system.soak.plan import Plan
+from system.soak.record import first_cookie_of
+from system.soak.run import Soak
 
 pytestmark = pytest.mark.skipif(not processes.AVAILABLE, reason="there is no /proc here")
 
@@ -103,7 +108,7 @@ def test_an_orphan_is_found() -> None:
 
 def test_a_port_in_use_is_found() -> None:
     """A listener that stayed is named by its port."""
-    port = free_port("127.0.0.1")
+    port = free_port()
     assert taken({port}) == []
     with socket.create_server(("127.0.0.1", port)):
         assert taken({port}) == [f"port {port}: Address already in use"]
@@ -111,8 +116,8 @@ def test_a_port_in_use_is_found() -> None:
 
 def test_a_leak_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A descriptor and a thread that were not there before are told by what they are."""
-    monkeypatch.setattr(soak, "LEAK_WAIT_S", 0.05)
-    before = soak.held()
+    monkeypatch.setattr(checks, "LEAK_WAIT_S", 0.05)
+    before = held()
     assert leaked(before) == []
     read_end, write_end = os.pipe()
     done = threading.Event()
@@ -191,18 +196,17 @@ def test_a_violation_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         return lambda _: wrong
 
     monkeypatch.setattr(Soak, "run", run([]))
-    assert soak.main(["1", "--seed", "5"]) == 0
+    assert main(["1", "--seed", "5"]) == 0
     assert "seed 5" in capsys.readouterr().out
     monkeypatch.setattr(Soak, "run", run(["descriptor pipe x2"]))
-    assert soak.main(["1", "--seed", "5"]) == 1
+    assert main(["1", "--seed", "5"]) == 1
     assert "repeat with --seed 5\ndescriptor pipe x2" in capsys.readouterr().out
 
 
 def test_the_command_runs_from_anywhere(tmp_path: Path) -> None:
-    """As a script, from another folder: it prints counts and exits with 0."""
-    script = Path(soak.__file__)
-    run = subprocess.run(
-        [sys.executable, str(script), "0.5", "--seed", "3"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    """As `make soak` runs it, from another folder: it prints counts and exits with 0."""
+    argv = [sys.executable, "-m", "system.soak", "0.5", "--seed", "3"]
+    env = {**os.environ, "PYTHONPATH": str(TESTS)}
+    run = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert " lives, " in run.stdout

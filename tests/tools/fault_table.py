@@ -1,4 +1,4 @@
-"""The table of docs/faults.md, from what a run of the matrix wrote: `PYTHONPATH=tests python -m tools.fault_table`."""
+"""The table of docs/faults.md, from what a run of the matrix wrote: `make faults`."""
 
 from __future__ import annotations
 

@@ -203,13 +203,13 @@ def test_the_host_exits_though_its_stdout_is_blocked() -> None:
 CRAMPED = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
-from system.faults import _no_threads
+from system.faults.prepare import without_threads
 from pathlib import Path
 from supervisor import Daemon, Profile
 from supervisor.errors import OutOfResources
 
 daemon = Daemon(Profile(name="x", command=("/bin/true", "{port}")))
-_no_threads(Path())
+without_threads(Path())
 try:
     daemon.start()
 except OutOfResources as error:

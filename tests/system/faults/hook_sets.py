@@ -1,0 +1,40 @@
+"""Hooks that several rows share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hooks.artifacts.step import Artifact, ArtifactsPresent
+from hooks.contract.step import SnapshotContract
+from hooks.golden.step import Golden
+from hooks.warmup.steps import Ping, Text
+from supervisor import Hooks
+
+
+def artifacts_present(tmp: Path) -> Hooks:
+    return Hooks(before_start=(ArtifactsPresent(root=tmp, artifacts=(Artifact(path="model.gguf"),)),))
+
+
+def warmed(_: Path) -> Hooks:
+    return Hooks(warmup=(Text(),))
+
+
+def warmed_in_a_hurry(_: Path) -> Hooks:
+    return Hooks(warmup=(Text(deadline_s=0.4),))
+
+
+def with_contract(_: Path) -> Hooks:
+    return Hooks(warmup=(Text(),), before_seal=(SnapshotContract(),))
+
+
+def with_golden(_: Path) -> Hooks:
+    golden = Golden()
+    return Hooks(warmup=(Text(),), before_seal=(golden.record,), after_resume=(golden.replay,))
+
+
+def answer_after_resume(_: Path) -> Hooks:
+    return Hooks(warmup=(Text(),), after_resume=(Text(deadline_s=0.4),))
+
+
+def pinged(_: Path) -> Hooks:
+    return Hooks(warmup=(Text(),), liveness=(Ping(deadline_s=0.3),))

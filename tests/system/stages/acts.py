@@ -1,0 +1,132 @@
+"""What is done to a scene, by the name that a row gives it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import httpx
+
+from conftest import children
+from support import LIMIT_S, fake_profile, until
+from system.stages.command import Command
+from system.stages.scene import Scene
+
+
+def _kill(scene: Scene) -> None:
+    os.kill(scene.pid, signal.SIGKILL)
+
+
+def _freeze(scene: Scene) -> None:
+    os.kill(scene.pid, signal.SIGSTOP)
+
+
+def _blink(scene: Scene) -> None:
+    _freeze(scene)
+    time.sleep(0.3)
+    os.kill(scene.pid, signal.SIGCONT)
+
+
+def _kill_and_stop(scene: Scene) -> None:
+    _kill(scene)
+    scene.wait("child.restarting")
+    scene.stop()
+
+
+def _suspend(scene: Scene) -> None:
+    os.kill(scene.supervisor, signal.SIGSTOP)
+    time.sleep(1.2)
+    os.kill(scene.supervisor, signal.SIGCONT)
+
+
+def _suspend_all(scene: Scene) -> None:
+    _freeze(scene)
+    _suspend(scene)
+    os.kill(scene.pid, signal.SIGCONT)
+
+
+def _squat(scene: Scene) -> None:
+    command = [*fake_profile().command[:-1], str(next(iter(scene.ports)))]
+    other = scene.extras.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+    scene.extras.callback(other.kill)
+
+
+def _kill_guardian(_: Scene) -> None:
+    (guardian,) = [pid for pid in children() if b"WARMBOOT_LIFE" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(guardian, signal.SIGKILL)
+
+
+def ask(url: str, limit_s: float = 10.0) -> httpx.Response:
+    """One question to the server."""
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    return httpx.post(f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=limit_s)
+
+
+def _ask(scene: Scene) -> None:
+    with contextlib.suppress(httpx.TransportError):  # it dies of it
+        ask(scene.url)
+
+
+def _ask_forever(scene: Scene) -> None:
+    def wait() -> None:
+        with contextlib.suppress(httpx.TransportError):
+            ask(scene.url, LIMIT_S)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    scene.extras.callback(thread.join)
+    until(lambda: any(slot["is_processing"] for slot in httpx.get(f"{scene.url}/slots", trust_env=False).json()))
+
+
+def _close_log(scene: Scene) -> None:
+    assert isinstance(scene, Command) and scene.process.stderr
+    scene.reading = False
+    scene._reader.join()  # it reads one more line: there are many
+    scene.process.stderr.close()
+
+
+def _ignore_log(scene: Scene) -> None:
+    assert isinstance(scene, Command)
+    scene.reading = False
+    scene._reader.join()
+
+
+def _drift(scene: Scene) -> None:
+    (scene.tmp / "drift").touch()
+
+
+def _unhealthy(scene: Scene) -> None:
+    until(lambda: httpx.get(f"{scene.url}/health", trust_env=False).status_code == 500)
+
+
+ACTS: Mapping[str, Callable[[Scene], None]] = {
+    "": lambda _: None,
+    "hold port": lambda _: None,  # was done by `{held}`
+    "nothing": lambda _: None,
+    "kill": _kill,
+    "term": lambda scene: os.kill(scene.pid, signal.SIGTERM),
+    "freeze": _freeze,
+    "freeze first": lambda _: None,  # was done before the stop
+    "blink": _blink,
+    "stop": lambda scene: scene.stop(),
+    "kill and stop": _kill_and_stop,
+    "kill supervisor": lambda scene: os.kill(scene.supervisor, signal.SIGKILL),
+    "suspend supervisor": _suspend,
+    "suspend all": _suspend_all,
+    "squat": _squat,
+    "kill guardian": _kill_guardian,
+    "ask": _ask,
+    "ask forever": _ask_forever,
+    "close log": _close_log,
+    "ignore log": _ignore_log,
+    "drift": _drift,
+    "unhealthy": _unhealthy,
+}
+AT_SEAL = frozenset({"drift", "nothing", "unhealthy"})  # done while sealed, so that the resume finds it
+FIRST = frozenset({"ask forever"})  # done before the seal
