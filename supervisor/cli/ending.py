@@ -25,29 +25,32 @@ def speaks(command: Callable[..., int]) -> Callable[..., None]:
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
             status = command(*args, **kwargs)
-        except SupervisorError as error:
-            click.echo(clean(f"supervise: {type(error).__name__}: {error}"), err=True)
-            status = error.cli_status
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise  # click has its own words for these
         except Exception as error:  # noqa: BLE001  whatever it is, it ends in words and in an exit code
-            if exhausted := detect(error):
-                click.echo(clean(f"supervise: {type(exhausted).__name__}: {exhausted}"), err=True)
-                sys.exit(exhausted.cli_status)
-            click.echo(clean(traceback.format_exc()), err=True)
-            click.echo(
-                clean(f"supervise: {_told(error)}. This is a defect of supervise or of the profile's code."), err=True
-            )
-            status = 1
+            status, words, trace = account(error)
+            click.echo(clean(f"{trace}supervise: {words}"), err=True)
         sys.exit(status)
 
     return wrapper
 
 
-def _told(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+def account(error: Exception) -> tuple[int, str, str]:
+    """The exit code for an error, what to say of it, and the traceback when it is a defect, else nothing."""
+    known = error if isinstance(error, SupervisorError) else detect(error)
+    if known is not None:
+        words = "\n".join([f"{type(known).__name__}: {known}", *getattr(known, "__notes__", ())])
+        return known.cli_status, words, ""
+    cause = only_part(error)
+    words = f"{type(cause).__name__}: {cause}. This is a defect of supervise or of the profile's code."
+    return 1, words, "".join(traceback.format_exception(error))
+
+
+def only_part(error: Exception) -> Exception:
+    """The exception in groups of one, or the error itself."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"
+    return error
 
 
 def settle() -> None:

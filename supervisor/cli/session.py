@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Final
 
 import anyio
 
 from supervisor import events
+from supervisor.cli.ending import account, only_part
 from supervisor.cli.notify import Notifier
 from supervisor.cli.signals import Signals
 from supervisor.errors import SupervisorError
@@ -22,40 +25,55 @@ from supervisor.logs.sink import LogFormat, Sink, clean
 from supervisor.profile import Profile
 from supervisor.steps import Hooks, Observer
 
+_FLUSH_S: Final = 1.0  # for the last line, on a terminal or pipe that may be blocked
+
 
 def run(profile: Profile, hooks: Hooks, *, log_format: LogFormat, key_variable: str | None) -> int:
-    """Supervises until a signal or a failure; returns the exit code."""
+    """Supervises until a signal or a failure; returns the exit code. Its last line says how it ended."""
     began = time.monotonic()
     notifier = Notifier()
-    signals = Signals()
     with Sink(sys.stderr, log_format) as sink:
+
+        def say_last(status: int, error: Exception | None, detail: str, trace: str = "") -> None:
+            if log_format == "console":
+                sink.say(f"{trace}supervise: {detail}")
+            else:
+                sink.say(_exit_entry(status, error, trace + detail, time.monotonic() - began))
+
+        def end_at_once(number: int) -> None:
+            name = signal.Signals(number).name
+            say_last(128 + number, None, f"{profile.name} is killed at once: a second signal came ({name}).")
+            sink.flush(_FLUSH_S)
+            os._exit(128 + number)  # the guardian kills the child's group as soon as we are gone
+
         observers: list[Observer] = [*hooks.observers, sink, notifier]
         if log_format == "console":
             observers.append(Summary(profile, sink, key_variable))
+        signals = Signals(end_at_once)
+        error: Exception | None = None
         try:
-            error = anyio.run(_serve, profile, replace(hooks, observers=tuple(observers)), notifier, sink, signals)
+            error = anyio.run(_serve, profile, replace(hooks, observers=tuple(observers)), notifier, signals)
+        except Exception as defect:  # noqa: BLE001  whatever it is, it ends in words and in an exit code
+            error = only_part(defect)
         finally:
             signals.close()
             notifier.close()
-        status = 0 if error is None else error.cli_status
-        sink.say(_last_words(profile, error, status, log_format, time.monotonic() - began))
+        if error is None:
+            status = 0
+            say_last(status, None, f"{profile.name} stopped as asked, after {time.monotonic() - began:.1f} s.")
+        else:
+            status, detail, trace = account(error)
+            say_last(status, error, detail, trace)
     return status
 
 
-async def _serve(
-    profile: Profile, hooks: Hooks, notifier: Notifier, sink: Sink, signals: Signals
-) -> SupervisorError | None:
+async def _serve(profile: Profile, hooks: Hooks, notifier: Notifier, signals: Signals) -> SupervisorError | None:
     error: SupervisorError | None = None
     async with anyio.create_task_group() as tasks:
 
         async def listen() -> None:
-            await signals.next()
+            await signals.stop_requested()
             supervision.cancel()
-            number = await signals.next()
-            if not signals.ended:
-                # The guardian kills the child's group as soon as we are gone.
-                sink.flush(0.2)
-                os._exit(128 + number)
 
         supervision = anyio.CancelScope()
         tasks.start_soon(listen)
@@ -111,22 +129,14 @@ class Summary:
         return f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {data}"
 
 
-def _last_words(
-    profile: Profile, error: SupervisorError | None, status: int, log_format: LogFormat, took_s: float
-) -> str:
-    if error is None:
-        detail = f"{profile.name} stopped as asked, after {took_s:.1f} s."
-    else:
-        detail = clean("\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
-    if log_format == "console":
-        return f"supervise: {detail}"
+def _exit_entry(status: int, error: Exception | None, detail: str, took_s: float) -> str:
     entry = {
         "event": "supervise.exit",
-        "level": "info" if error is None else "error",
+        "level": "error" if error else "warning" if status else "info",
         "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "elapsed_s": round(took_s, 4),
         "exit_status": status,
-        "error": None if error is None else type(error).__name__,
-        "detail": detail,
+        "error": type(error).__name__ if error else None,
+        "detail": clean(detail),
     }
     return json.dumps(entry)

@@ -82,16 +82,15 @@ def rehearse(spec: str, out: TextIO | None, **given: Any) -> int:
 
 async def _attended(subject: Subject, report: Report) -> None:
     """Rehearses until done, or until a signal asks to stop; a second one does not wait. The report tells all."""
-    signals = Signals()
+    signals = Signals(lambda number: os._exit(128 + number))  # the guardian ends the sandbox
     failure: Exception | None = None
     try:
         async with anyio.create_task_group() as tasks:
 
             async def listen() -> None:
-                number = await signals.next()
+                number = await signals.stop_requested()
                 report.failure, report.status = f"interrupted by {signal.Signals(number).name}", 128 + number
                 rehearsal.cancel()
-                os._exit(128 + await signals.next())  # the guardian ends the sandbox
 
             tasks.start_soon(listen)
             with anyio.CancelScope() as rehearsal:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -133,18 +134,89 @@ def test_an_open_server_fails_the_auth_check() -> None:
     assert "auth" in err
 
 
-def test_a_second_signal_kills_at_once() -> None:
-    """The first signal waits for the grace period, the second does not; nothing is left either way."""
-    with supervise(*exec_json("--ignore-sigterm", options=("--grace-s", "600"))) as process:
-        pid = events_until(process, "child.ready")[-1]["pid"]
-        process.send_signal(signal.SIGTERM)
-        events_until(process, "child.stopping")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 128 + signal.SIGTERM
+ODD = (
+    "from supervisor import Hooks, Profile\n"
+    "class Odd(Profile):\n"
+    "    @property\n"
+    "    def secrets(self): raise LookupError('no such thing')\n"
+    "server = Odd(name='s', command=('s',), port=1)\n"
+)
+
+
+def until_dead(pid: int) -> None:
+    """Waits until a process has ended."""
     ends = time.monotonic() + 10
     while alive(pid):
         assert time.monotonic() < ends
         time.sleep(0.005)
+
+
+def strike_until_it_ends(process: subprocess.Popen[str], number: signal.Signals) -> int:
+    """Repeats a signal, as an impatient user does, until the process has ended."""
+    for _ in range(100):
+        process.send_signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(0.3)
+    raise AssertionError("it outlived 100 signals")
+
+
+def test_a_second_signal_kills_at_once() -> None:
+    """The first signal waits for the grace period, a later one does not; nothing is left, and the last line says so."""
+    with supervise(*exec_json("--ignore-sigterm", options=("--grace-s", "600"))) as process:
+        pid = events_until(process, "child.ready")[-1]["pid"]
+        process.send_signal(signal.SIGTERM)
+        seen = events_until(process, "child.stopping")
+        assert strike_until_it_ends(process, signal.SIGTERM) == 128 + signal.SIGTERM
+        seen += events_until(process, "supervise.exit")
+        assert process.stderr and process.stderr.read() == ""
+    assert seen[-1]["exit_status"] == 128 + signal.SIGTERM and "second signal (SIGTERM)" in seen[-1]["detail"]
+    until_dead(pid)
+
+
+def test_a_repeated_signal_is_one_request() -> None:
+    """Signals that follow at once, as those of GNU timeout to its child and its group, ask for one graceful stop."""
+    with supervise(*exec_json("--slow-sigterm", "0.4", options=("--grace-s", "600"))) as process:
+        events_until(process, "child.ready")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            process.send_signal(number)
+        seen = events_until(process, "supervise.exit")
+        assert process.wait(20) == 0
+    assert [event["exit_code"] for event in seen if event["event"] == "child.exited"] == [0]
+    assert seen[-1]["exit_status"] == 0
+
+
+@pytest.mark.parametrize("block", ["time.sleep(3600)", "while True: pass"])
+def test_a_step_that_blocks_the_loop_does_not_hold_up_a_second_signal(block: str, tmp_path: Path) -> None:
+    """Nothing of the kill depends on the event loop: the last line is written, and the child's group is killed."""
+    spec = tmp_path / "stuck.py"
+    spec.write_text(
+        "import time\n"
+        "from supervisor import Hooks, Profile\n"
+        "class Stuck:\n"
+        "    name, deadline_s = 'stuck', None\n"
+        "    async def __call__(self, child):\n"
+        f"        {block}\n"
+        f"profile = Profile(name='s', command={tuple(FAKE_ARGV)!r})\n"
+        "server = profile, Hooks(warmup=(Stuck(),))\n"
+    )
+    with supervise("run", f"{spec}:server", "--log-format", "json") as process:
+        pid = events_until(process, "child.spawned")[-1]["pid"]
+        events_until(process, "child.up")
+        assert strike_until_it_ends(process, signal.SIGINT) == 128 + signal.SIGINT
+        assert events_until(process, "supervise.exit")[-1]["exit_status"] == 128 + signal.SIGINT
+    until_dead(pid)
+
+
+def test_the_last_line_says_of_a_defect_too(tmp_path: Path) -> None:
+    """With JSON logs a defect ends in `supervise.exit`, which holds its traceback."""
+    spec = tmp_path / "odd.py"
+    spec.write_text(ODD)
+    with supervise("run", f"{spec}:server", "--log-format", "json") as process:
+        last = events_until(process, "supervise.exit")[-1]
+        assert process.stderr and process.stderr.read() == ""
+        assert process.wait(20) == 1
+    assert last["exit_status"] == 1 and last["error"] == "LookupError"
+    assert last["detail"].startswith("Traceback") and "This is a defect" in last["detail"]
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
@@ -235,13 +307,7 @@ def test_a_lack_of_our_own_is_no_defect(tmp_path: Path) -> None:
 def test_an_unexpected_error_inside_of_supervision_is_named(tmp_path: Path) -> None:
     """What fails under the event loop is named in the paragraph, and not the groups around it."""
     spec = tmp_path / "odd.py"
-    spec.write_text(
-        "from supervisor import Hooks, Profile\n"
-        "class Odd(Profile):\n"
-        "    @property\n"
-        "    def secrets(self): raise LookupError('no such thing')\n"
-        "server = Odd(name='s', command=('s',), port=1)\n"
-    )
+    spec.write_text(ODD)
     status, _, err = run("run", f"{spec}:server")
     assert status == 1
     assert err.splitlines()[-1].startswith("supervise: LookupError: no such thing")
