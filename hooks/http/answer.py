@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import anyio
 
 from hooks.http.text import BLANK, flaw, plain, shorten
-from supervisor.timing.running_limit import running_limit
+from supervisor.timing.limits import running_limit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

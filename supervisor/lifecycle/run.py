@@ -39,7 +39,7 @@ from supervisor.readiness.probe import Hint, Polling, wait_up
 from supervisor.readiness.wait import report_waiting, until_up
 from supervisor.readiness.watchdog import Watchdog
 from supervisor.steps import Hooks, Step
-from supervisor.timing.running_limit import running_limit
+from supervisor.timing.limits import running_limit
 
 T = TypeVar("T")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
 import time
 import traceback
 from collections.abc import Sequence
@@ -15,7 +13,8 @@ from supervisor.emitter import Emitter
 from supervisor.errors import StepFailed
 from supervisor.events import StepPassed, StepRefused, WarmupPassed
 from supervisor.steps import Step
-from supervisor.timing.running_limit import running_limit
+from supervisor.timing.limits import running_limit
+from supervisor.timing.racing import StrayCancellation, is_cancelled
 
 
 async def run_steps(point: str, steps: Sequence[Step], child: Child, emit: Emitter) -> None:
@@ -47,21 +46,10 @@ async def attempt(step: Step, child: Child) -> Exception | None:
     except Exception as error:  # noqa: BLE001  a Step may raise anything; it becomes StepFailed
         return error
     except anyio.get_cancelled_exc_class():
-        if _cancelled():
+        if is_cancelled():
             raise
-        return RuntimeError("it awaited something that was cancelled")
+        return StrayCancellation()
     return TimeoutError(f"no result within {limit_s:g} s") if limit.cancelled_caught else None
-
-
-def _cancelled() -> bool:
-    """Whether the present task really is being cancelled, by a scope or by asyncio's own `Task.cancel`."""
-    if anyio.current_effective_deadline() == -math.inf:
-        return True
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # Trio, where no such exception goes astray
-        return True
-    return task is not None and task.cancelling() > 0
 
 
 def describe(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from supervisor.linux import processes
 from supervisor.logs.pump import LogPump
 from supervisor.process.process import Process
 from supervisor.profile import Stop
-from supervisor.timing.running_limit import running_limit
+from supervisor.timing.limits import running_limit
 
 # KILL cannot be refused, but a task in uninterruptible sleep (a GPU driver, a dead network file system) does not obey.
 _KILL_WAIT_S: Final = 5.0

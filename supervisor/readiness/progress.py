@@ -11,7 +11,7 @@ import anyio
 
 from supervisor.linux.exhaustion import look
 from supervisor.linux.processes import Session, Usage
-from supervisor.timing.running_limit import sleep_running
+from supervisor.timing.limits import sleep_running
 
 _SAMPLE_S: Final = 0.25
 # Less than this since the last movement is none: an amount, an average rate, or what answering our own probes costs,

@@ -5,18 +5,17 @@ from __future__ import annotations
 import time
 from functools import partial
 
-import anyio
-
 from supervisor import events
 from supervisor.child import Child
 from supervisor.emitter import Emitter
-from supervisor.errors import LoadStalled, NotReady, ReadinessTimeout, SupervisorError
+from supervisor.errors import LoadStalled, NotReady, ReadinessTimeout
 from supervisor.linux import processes
 from supervisor.logs.pump import LogPump
 from supervisor.process.process import Process
 from supervisor.readiness.probe import Hint, Polling, wait_up
 from supervisor.readiness.progress import LoadMeter
-from supervisor.timing.running_limit import running_limit
+from supervisor.timing.limits import running_limit
+from supervisor.timing.racing import race
 
 
 async def until_up(child: Child, process: Process, pump: LogPump, hint: Hint, emit: Emitter) -> Polling:
@@ -30,8 +29,6 @@ async def until_up(child: Child, process: Process, pump: LogPump, hint: Hint, em
     """
     limits = child.profile.timeouts
     polling = Polling()
-    error: SupervisorError | None = None
-    stalled = up = False
 
     def report(done: int, total: int | None, rate: float, eta_s: float | None) -> None:
         emit(events.LoadProgress, bytes=done, total_bytes=total, bytes_per_s=rate, eta_s=eta_s)
@@ -43,39 +40,30 @@ async def until_up(child: Child, process: Process, pump: LogPump, hint: Hint, em
         probes_answered=lambda: polling.answered,
         on_progress=report,
     )
-    async with anyio.create_task_group() as race:
 
-        async def stall() -> None:
-            nonlocal stalled
-            await meter.until_stalled(limits.stall_s)
-            stalled = True
-            race.cancel_scope.cancel()
-
-        race.start_soon(stall)
+    async def up() -> None:
         async with running_limit(limits.start_s):
-            try:
-                await wait_up(child, polling, hint, on_waiting=partial(report_waiting, emit))
-                up = True
-            except SupervisorError as failure:
-                error = failure
-        race.cancel_scope.cancel()
-    if up:
-        await meter.finish()
-        return polling
-    waited_s = time.monotonic() - process.spawned_at
-    if error is not None:
-        if isinstance(error, NotReady):
-            error.waited_s = waited_s
-        raise error
-    if stalled:
+            await wait_up(child, polling, hint, on_waiting=partial(report_waiting, emit))
+            return
+        raise ReadinessTimeout(waited_s=0.0, probes=polling.probes, detail=polling.detail)
+
+    async def stalled() -> None:
+        await meter.until_stalled(limits.stall_s)
         raise LoadStalled(
-            waited_s=waited_s,
+            waited_s=0.0,
             stall_s=limits.stall_s,
             bytes_read=meter.bytes_read,
             total_bytes=meter.total,
             detail=polling.detail,
         )
-    raise ReadinessTimeout(waited_s=waited_s, probes=polling.probes, detail=polling.detail)
+
+    try:
+        await race(up, stalled)
+    except NotReady as error:
+        error.waited_s = time.monotonic() - process.spawned_at
+        raise
+    await meter.finish()
+    return polling
 
 
 def report_waiting(emit: Emitter, failures: int, detail: str) -> None:

@@ -14,6 +14,8 @@ from typing import Final
 
 import anyio
 
+from supervisor.timing.racing import alongside
+
 _PARTS: Final = 4  # a suspension in a slice costs the rest of the slice at most
 _SHORTEST_S, _LONGEST_S = 0.05, 1.0  # slices: rare enough for a hundred limits at once
 _LATE: Final = 1.25  # of a slice: a busy loop wakes late, and that time counts
@@ -53,23 +55,12 @@ async def running_limit(limit_s: float) -> AsyncIterator[Limit]:
     """`anyio.move_on_after` by the time in which this process ran: `async with running_limit(5) as limit:`.
 
     The body runs in the caller's task and raises what it raises, unwrapped. `limit.cancelled_caught` tells whether the
-    limit ended it. A cancellation from outside goes through, and wins over an error of the body's at the same time.
+    limit ended it. A cancellation from outside goes through, but does not replace an error that the body has raised.
     """
     limit = Limit(limit_s)
-    failure: BaseException | None = None
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(limit.count)
-        try:
-            with limit.scope:
-                yield limit
-        except BaseException as error:  # noqa: BLE001  raised again below: the group would wrap it
-            failure = error
-        tasks.cancel_scope.cancel()
-    try:
-        if failure is not None:
-            raise failure
-    finally:
-        del failure  # or it would live in a cycle with this frame, and what it holds open too
+    async with alongside(limit.count):
+        with limit.scope:
+            yield limit
 
 
 async def sleep_running(seconds: float) -> float:
