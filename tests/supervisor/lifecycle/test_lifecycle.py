@@ -51,7 +51,7 @@ from supervisor.errors import (
 )
 from supervisor.lifecycle.handle import Supervised
 from supervisor.readiness.probe import probe
-from support import FAKE, Recorder, alive, fake_profile, is_in
+from support import FAKE, TESTS, Recorder, alive, fake_profile, is_in
 
 pytestmark = pytest.mark.anyio
 
@@ -362,7 +362,7 @@ async def test_an_ambient_proxy_is_ignored(monkeypatch: pytest.MonkeyPatch) -> N
     ("command", "words"),
     [
         (("/no/such/program", "{port}"), "no such program"),
-        ((str(FAKE.with_name("support.py")), "{port}"), "not executable"),
+        ((str(TESTS / "support.py"), "{port}"), "not executable"),
     ],
 )
 async def test_a_command_that_cannot_start(command: tuple[str, ...], words: str) -> None:
