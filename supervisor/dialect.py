@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 __all__ = [
     "Dialect",
+    "Fields",
     "Reading",
     "Request",
     "no_fields",

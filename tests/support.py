@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import anyio
 
 from supervisor import Daemon, Health, Profile, State, Stop, Supervised, Timeouts, events
-from supervisor.engines.llama_dialect import LLAMA_CPP
+from supervisor.engines.llama_cpp import LLAMA_CPP
 from supervisor.events import Event
 
 TESTS = Path(__file__).resolve().parent

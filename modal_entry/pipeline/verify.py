@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from hooks.artifacts.step import DOWNLOAD, Artifact, Report, Row, verify
 from modal_entry.pipeline.manifest import BINARY, Manifest, verify_build
-from supervisor.engines.flags import capabilities
+from supervisor.engines.llama_cpp import capabilities
 from supervisor.errors import SupervisorError
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,10 +13,9 @@ from supervisor.cli.ending import settle, speaks
 from supervisor.cli.options import override, shared_options, variables
 from supervisor.cli.spec import load
 from supervisor.cli.verify import verify
-from supervisor.profile import Profile
+from supervisor.engines import PlainServer
 from supervisor.redact import Redactor
 from supervisor.rehearsal.command import rehearse
-from supervisor.steps import Hooks
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,13 +45,8 @@ def run_command(spec: str, **given: Any) -> int:
 @speaks
 def exec_command(command: tuple[str, ...], **given: Any) -> int:
     """Supervise any HTTP server: supervise exec [OPTIONS] -- COMMAND...  ({port} and {host} are substituted)."""
-    plain = Profile(
-        name=Path(command[0]).name or command[0],
-        command=command,
-        port=given["port"] or 0,
-        env=variables(given["env"]),
-    )
-    profile, hooks = override(plain, Hooks(), given)
+    server = PlainServer(command=command, env=variables(given["env"]), port=given["port"] or 0)
+    profile, hooks = override(server.profile(), server.hooks(), given)
     return session.run(profile, hooks, log_format=given["log_format"], key_variable=given["api_key_env"])
 
 

@@ -6,11 +6,12 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 from hooks.warmup import steps as warmup
-from supervisor.engines import local
+from supervisor.engines import named
 from supervisor.errors import ProfileError, SupervisorError
 from supervisor.profile import Profile
 from supervisor.steps import Hooks
@@ -24,10 +25,8 @@ def load(spec: str) -> tuple[Profile, Hooks]:
     Raises:
         ProfileError: no such file, module or attribute, the module fails to import, or the attribute is something else.
     """
-    if spec == "local":
-        return local.profile(), Hooks(
-            before_start=(local.AssembleModel(),), warmup=(warmup.Text(),), liveness=(warmup.Ping(),)
-        )
+    if engine := named(spec):
+        return engine.profile(), replace(engine.hooks(), warmup=(warmup.Text(),), liveness=(warmup.Ping(),))
     where, colon, attribute = spec.rpartition(":")
     if not colon or not where or not attribute:
         raise ProfileError(field="SPEC", value=spec, allowed="module:attribute, path/file.py:attribute, or 'local'")

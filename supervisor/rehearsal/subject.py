@@ -14,7 +14,6 @@ from supervisor.child import Child
 from supervisor.cli.options import override, variables
 from supervisor.cli.spec import load
 from supervisor.emitter import Emitter
-from supervisor.engines.llama_protocol import shards
 from supervisor.errors import require
 from supervisor.lifecycle.run_steps import run_steps
 from supervisor.profile import Profile
@@ -144,7 +143,7 @@ def of_entry(spec: str, given: dict[str, Any]) -> Subject:
 
 def _files(profile: Profile) -> tuple[Path, ...]:
     """The weights, all parts of split ones."""
-    return tuple(part for path in profile.weights for part in shards(path))
+    return tuple(part for path in profile.weights for part in profile.dialect.weight_files(path))
 
 
 def _mounts(given: dict[str, Any]) -> tuple[Mount, ...]:

@@ -19,9 +19,9 @@ IMPORTS = {"mirakuru": "mirakuru", "circus": "circus.arbiter", SUPERVISORD: "sup
 
 def run(setting: Setting) -> Outcome:
     """Rows for overhead, import and memory."""
-    from supervisor.engines import local
+    from supervisor.engines import embedded
 
-    local._assemble(local.model_path())
+    embedded.assemble(embedded.model_path())
     bare, ours = [], []
     for _ in range(setting.pick(full=15, quick=2, tiny=1)):
         with bare_engine() as (_, took_s):

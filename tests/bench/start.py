@@ -37,9 +37,9 @@ def until_healthy(port: int, server: subprocess.Popen[bytes] | None = None, *, l
 @contextmanager
 def bare_engine() -> Iterator[tuple[subprocess.Popen[bytes], float]]:
     """The embedded engine with its embedded model, started by nobody but us: (process, seconds until healthy)."""
-    from supervisor.engines import local
+    from supervisor.engines import embedded
 
-    profile, port = local.profile(), Ports().next()
+    profile, port = embedded.profile(), Ports().next()
     argv = [argument.format(host="127.0.0.1", port=port) for argument in profile.command]
     env = os.environ | {name: str(value) for name, value in profile.env.items()}
     ready = re.compile((profile.health.ready_pattern or "").encode())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hooks.warmup.steps import Text
 from supervisor import Health, Hooks, Liveness, Profile, Secret, Timeouts
-from supervisor.engines import local
+from supervisor.engines import embedded
 
 FAKE = Path(__file__).resolve().parent.parent / "fakes" / "fake_server.py"
 
@@ -47,6 +47,6 @@ asyncio_server = Profile(name="asyncio", command=(sys.executable, "-c", ASYNCIO,
 
 def mmap() -> tuple[Profile, Hooks]:
     """Gemma 3 270M with its weights mapped, as llama-server does unless told otherwise; no restart may repair them."""
-    hooks = Hooks(before_start=(local.AssembleModel(),), warmup=(Text(),))
-    profile = local.profile(load="mmap")
+    hooks = Hooks(before_start=(embedded.AssembleModel(),), warmup=(Text(),))
+    profile = embedded.profile(load="mmap")
     return replace(profile, restart=replace(profile.restart, policy="on-resume", max_restarts=0)), hooks

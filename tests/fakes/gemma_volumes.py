@@ -24,7 +24,7 @@ def make(home: Path) -> None:
     tiny_gemma4.build(folder / MODEL.weights)
     tiny_gemma4.build_mmproj(folder / MODEL.mmproj)
     Marker.of(folder, (MODEL.weights, MODEL.mmproj), repo=MODEL.repo, revision=MODEL.revision).save(folder)
-    command = f'#!/bin/sh\nexec {sys.executable} -m supervisor.engines.local "$@"\n'
+    command = f'#!/bin/sh\nexec {sys.executable} -m supervisor.engines.embedded "$@"\n'
     write_build(home / "builds", MODEL.llama_cpp_tag, command)
     promote(home / "builds", MODEL.llama_cpp_tag)
 

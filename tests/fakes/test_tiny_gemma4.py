@@ -84,7 +84,7 @@ def test_what_is_real(model: Path) -> None:
 def served(model: Path) -> Iterator[tuple[httpx.Client, Recorder]]:
     """The dummy behind the embedded engine, set up and warmed as the real one is; and what was seen on the way."""
     server = LlamaServer(
-        binary=(sys.executable, "-m", "supervisor.engines.local"),
+        binary=(sys.executable, "-m", "supervisor.engines.embedded"),
         model=model,
         mmproj=model.with_name("mmproj.gguf"),
         alias="gemma",

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from supervisor.child import Child
-from supervisor.engines.llama_dialect import LLAMA_CPP
+from supervisor.engines.llama_cpp import LLAMA_CPP
 from supervisor.profile import Health, Profile, Timeouts
 from supervisor.redact import Redactor, Secret
 

@@ -26,7 +26,7 @@ def resident_mib() -> float:
 
 async def main() -> None:
     """From the import to READY, idle, and stopped."""
-    from supervisor.engines import local
+    from supervisor.engines import embedded
 
     result = {"import_s": IMPORTED - BEGAN}
 
@@ -38,7 +38,7 @@ async def main() -> None:
 
     async with anyio.create_task_group() as tasks:
         began = time.monotonic()
-        profile, hooks = local.profile(), supervisor.Hooks(observers=(observe,))
+        profile, hooks = embedded.profile(), supervisor.Hooks(observers=(observe,))
         result["profile_s"] = time.monotonic() - began
         await tasks.start(supervisor.supervise, profile, hooks)
         gc.collect()

@@ -17,9 +17,9 @@ def profile_of(server: str, grace_s: float) -> Profile:
     """`engine`, or the fake with a flag."""
     stop = Stop(grace_s=grace_s)
     if server == "engine":
-        from supervisor.engines import local
+        from supervisor.engines import embedded
 
-        return replace(local.profile(), stop=stop)
+        return replace(embedded.profile(), stop=stop)
     return fake_profile(*([server] if server else []), ready_line=True, stop=stop)
 
 

@@ -28,7 +28,7 @@ from hooks.contract.tree import Process, Tree
 from hooks.warmup.steps import Text
 from supervisor import Daemon, Hooks, Secret, State, Supervised, supervise
 from supervisor.child import Child
-from supervisor.engines import local
+from supervisor.engines import embedded
 from supervisor.errors import ProfileError, StepFailed
 from supervisor.linux import processes
 from supervisor.linux.files import Descriptor, FileId, descriptors, maps, parse_maps
@@ -134,20 +134,20 @@ def test_mapped_weights_of_a_real_engine(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     seen = Findings()
     step = SnapshotContract(on_findings=seen)
-    steps = Hooks(before_start=(local.AssembleModel(),), warmup=(Text(),), before_seal=(step,))
-    with Daemon(local.profile(slots=1, load="mmap"), steps) as daemon:
+    steps = Hooks(before_start=(embedded.AssembleModel(),), warmup=(Text(),), before_seal=(step,))
+    with Daemon(embedded.profile(slots=1, load="mmap"), steps) as daemon:
         with pytest.raises(StepFailed) as caught:
             daemon.seal()
         assert is_in(daemon, State.READY)
         lines = Path(f"/proc/{daemon.supervised.pid}/maps").read_text().splitlines()
     finding = next(finding for finding in seen if finding.check == "weights-mapped")
     assert finding.pid == daemon.supervised.pid
-    assert finding.line.endswith(str(local.model_path()))
+    assert finding.line.endswith(str(embedded.model_path()))
     assert lines[int(finding.where.rpartition(" ")[2]) - 1] == finding.line
     assert finding.where in str(caught.value)
     assert 'LlamaServer(load="no-mmap")' in str(caught.value)
     assert {finding.check for finding in seen if finding.severity == "error"} == {"weights-mapped"}
-    with Daemon(local.profile(slots=1, load="no-mmap"), steps) as daemon:
+    with Daemon(embedded.profile(slots=1, load="no-mmap"), steps) as daemon:
         daemon.seal()
         assert is_in(daemon, State.SEALED)
     assert seen == []

@@ -20,7 +20,7 @@ from hooks.http.answer import BadAnswer
 from hooks.warmup.steps import Text
 from supervisor import Child, Daemon, Hooks, Profile, Restart, State, Supervised, Timeouts, supervise
 from supervisor import events as ev
-from supervisor.engines import local
+from supervisor.engines import embedded
 from supervisor.errors import ProfileError, StepFailed
 from support import ROOT, Recorder, fake_profile, is_in
 from tools.serve import KEY, running_fake, running_raw
@@ -430,15 +430,15 @@ async def test_nothing_stays_open_after_a_record() -> None:
 
 
 def engine_profile(model: Path) -> Profile:
-    return local.profile(model=model, threads=1, timeouts=Timeouts(start_s=120, stall_s=60, step_s=60, resume_s=30))
+    return embedded.profile(model=model, threads=1, timeouts=Timeouts(start_s=120, stall_s=60, step_s=60, resume_s=30))
 
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The embedded model, written out if need be; the engine's process finds the package wherever it runs."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    path = local.model_path()
-    local._assemble(path)
+    path = embedded.model_path()
+    embedded.assemble(path)
     return path
 
 

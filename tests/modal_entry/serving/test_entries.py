@@ -171,10 +171,10 @@ def test_the_whole_life_of_a_container(plane: ControlPlane, host: Callable[..., 
 @pytest.mark.timeout(120)
 def test_a_real_engine_in_a_container(plane: ControlPlane, tmp_path: Path) -> None:
     """The same on real llama.cpp with a real model."""
-    from supervisor.engines import local
+    from supervisor.engines import embedded
 
-    local._assemble(local.model_path())
-    here = Host(tmp_path, [sys.executable, "-m", "supervisor.engines.local"], model=local.model_path())
+    embedded.assemble(embedded.model_path())
+    here = Host(tmp_path, [sys.executable, "-m", "supervisor.engines.embedded"], model=embedded.model_path())
     with here.container(plane) as container:
         container.checkpoint(60)
         container.restore()

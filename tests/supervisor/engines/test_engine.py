@@ -61,7 +61,7 @@ def test_a_damaged_model_never_becomes_ready(tmp_path: Path) -> None:
     damaged.write_bytes(b"GGUF" + b"\0" * 4096)
     spec = tmp_path / "spec.py"
     spec.write_text(
-        f"from supervisor.engines import local\ndef server(): return local.profile(model={str(damaged)!r})\n"
+        f"from supervisor.engines import embedded\ndef server(): return embedded.profile(model={str(damaged)!r})\n"
     )
     with supervise("run", f"{spec}:server", "--log-format", "json") as process:
         last = events_until(process, "supervise.exit")[-1]

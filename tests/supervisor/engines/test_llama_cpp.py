@@ -16,14 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.engines import flags
+from supervisor.engines import help_flags
 from supervisor.engines.llama_cpp import LlamaServer, accept, capabilities, parse_line
-from supervisor.engines.llama_protocol import COUNTERS, OWNED, READY, shards
+from supervisor.engines.llama_cpp.dialect import COUNTERS, READY, shards
+from supervisor.engines.llama_cpp.flags import OWNED
 from supervisor.errors import ProfileError, SpawnError, UnsupportedFlag
 from supervisor.profile import Liveness, Restart, Stop, Timeouts
 from supervisor.redact import Redactor, Secret
-from support import DATA
+from support import TESTS
 
+TESTDATA = TESTS / "testdata" / "llama_cpp"
 KEY = "sk-tests-only-1234"
 
 
@@ -34,7 +36,8 @@ def fake_binary(path: Path, script: str) -> Path:
 
 
 def build(tmp_path: Path, tag: str) -> Path:
-    return fake_binary(tmp_path / f"llama-server-{tag}", f"cat {shlex.quote(str(DATA / f'help-{tag}.txt'))}")
+    text = shlex.quote(str(TESTDATA / f"help-{tag}.txt"))
+    return fake_binary(tmp_path / f"llama-server-{tag}", f"cat {text}")
 
 
 def settings(binary: Path | tuple[str, ...], **more: Any) -> LlamaServer:
@@ -126,7 +129,7 @@ def test_metrics_off_means_no_counters(tmp_path: Path) -> None:
 def test_jinja_off(tmp_path: Path) -> None:
     """Jinja is turned off where it is on by itself, and simply not asked for where it is not."""
     assert "--no-jinja" in settings(build(tmp_path, "b11434"), jinja=False).profile().command
-    old = fake_binary(tmp_path / "old", f"grep -v -e --jinja {DATA}/help-b9940.txt")
+    old = fake_binary(tmp_path / "old", f"grep -v -e --jinja {TESTDATA}/help-b9940.txt")
     assert not {"--jinja", "--no-jinja"} & set(settings(old, jinja=False).profile().command)
     with pytest.raises(UnsupportedFlag, match="jinja=True needs --jinja"):
         settings(old).profile()
@@ -153,7 +156,7 @@ def test_cache_ram_on_a_build_without_it(tmp_path: Path) -> None:
 
 def test_build_without_any_load_flag(tmp_path: Path) -> None:
     """A build that cannot be told to read the weights into memory is refused, for they would not be in the snapshot."""
-    odd = fake_binary(tmp_path / "odd", f"grep -v -e mmap -e load-mode {DATA}/help-b9940.txt")
+    odd = fake_binary(tmp_path / "odd", f"grep -v -e mmap -e load-mode {TESTDATA}/help-b9940.txt")
     with pytest.raises(UnsupportedFlag, match="load='no-mmap' needs --no-mmap or --load-mode, which"):
         settings(odd).profile()
     assert "--jinja" in settings(odd, load="mmap").profile().command
@@ -258,7 +261,7 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any], message: str) -> None
 def test_the_key_is_never_in_argv(tmp_path: Path) -> None:
     """The key travels in the environment as a Secret: not in argv, not in any repr, and --help does not get it."""
     log = tmp_path / "env"
-    binary = fake_binary(tmp_path / "spy", f"env > {log}; cat {DATA}/help-b11434.txt")
+    binary = fake_binary(tmp_path / "spy", f"env > {log}; cat {TESTDATA}/help-b11434.txt")
     env = {"LLAMA_CACHE": "/cache", "HF_TOKEN": Secret("hf-tests-only")}
     server = settings(binary, api_key=Secret(KEY), env=env)
     profile = server.profile()
@@ -278,7 +281,7 @@ def test_help_runs_in_the_childs_environment(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     log = tmp_path / "env"
-    settings(fake_binary(tmp_path / "spy", f"env > {log}; cat {DATA}/help-b11434.txt")).profile()
+    settings(fake_binary(tmp_path / "spy", f"env > {log}; cat {TESTDATA}/help-b11434.txt")).profile()
     assert "CUDA_VISIBLE_DEVICES=3" in log.read_text()
     assert "LLAMA_ARG" not in log.read_text()
 
@@ -296,7 +299,7 @@ def test_help_is_read_once_per_binary(tmp_path: Path) -> None:
     count, binary = tmp_path / "count", tmp_path / "server"
 
     def install(tag: str) -> None:
-        fresh = fake_binary(tmp_path / "fresh", f"echo {tag} >> {count}; cat {DATA}/help-{tag}.txt")
+        fresh = fake_binary(tmp_path / "fresh", f"echo {tag} >> {count}; cat {TESTDATA}/help-{tag}.txt")
         fresh.replace(binary)
 
     install("b9940")
@@ -347,7 +350,7 @@ def test_binary_with_missing_libraries(tmp_path: Path) -> None:
 
 def test_failed_probes_are_not_remembered(tmp_path: Path) -> None:
     """A failure is asked again: the library that was missing may be there now."""
-    binary = fake_binary(tmp_path / "server", f"test -e {tmp_path}/lib && cat {DATA}/help-b9940.txt")
+    binary = fake_binary(tmp_path / "server", f"test -e {tmp_path}/lib && cat {TESTDATA}/help-b9940.txt")
     refused(binary)
     (tmp_path / "lib").touch()
     assert "--no-mmap" in capabilities(binary, {"PATH": os.defpath})
@@ -355,7 +358,7 @@ def test_failed_probes_are_not_remembered(tmp_path: Path) -> None:
 
 def test_help_with_an_odd_exit_code(tmp_path: Path) -> None:
     """Flags count even when help exits 1, or comes on stderr."""
-    binary = fake_binary(tmp_path / "server", f"cat {DATA}/help-b9940.txt >&2; exit 1")
+    binary = fake_binary(tmp_path / "server", f"cat {TESTDATA}/help-b9940.txt >&2; exit 1")
     assert "--no-mmap" in capabilities(binary, {"PATH": os.defpath})
 
 
@@ -367,7 +370,7 @@ def test_program_without_flags() -> None:
 
 def test_binary_that_ignores_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that takes --help for nothing and serves is ended with all that it started, and reported."""
-    monkeypatch.setattr(flags, "HELP_S", 0.3)
+    monkeypatch.setattr(help_flags, "HELP_S", 0.3)
     fifo = tmp_path / "held"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)

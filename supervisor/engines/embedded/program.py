@@ -1,4 +1,7 @@
-"""The server behind `python -m supervisor.engines.local`: llama-server's arguments in, xllamacpp's server out."""
+"""The program of the embedded engine: takes llama-server's arguments, and serves with `xllamacpp`.
+
+xllamacpp is llama.cpp's own HTTP server inside a Python process. The key comes from the environment, `LLAMA_API_KEY`.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-__all__ = ["INSTALL", "main"]
+__all__ = ["FLAGS", "INSTALL", "help_text", "main"]
 
 INSTALL: Final = "pip install 'warmboot[local]'"
 CACHE_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 SWITCHES: Final = {"on": "ENABLED", "off": "DISABLED", "auto": "AUTO"}
 
-# names, value, help; the last name is the one that `_apply` knows.
+# names, value, help; `_params` knows a flag by its last name.
 FLAGS: Final = (
     ("-h --help", "", "print usage and exit"),
     ("--version", "", "print the version of xllamacpp and exit"),
@@ -48,7 +51,7 @@ class UsageError(ValueError):
 def help_text() -> str:
     """The flags, laid out as llama-server does."""
     rows = ((f"{', '.join(names.split())} {value}".rstrip(), text) for names, value, text in FLAGS)
-    return "usage: python -m supervisor.engines.local --model FILE [flags]\n\n" + "".join(
+    return "usage: python -m supervisor.engines.embedded --model FILE [flags]\n\n" + "".join(
         f"{left:<40}{text}\n" for left, text in rows
     )
 

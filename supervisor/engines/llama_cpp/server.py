@@ -1,4 +1,4 @@
-"""llama.cpp's `llama-server`: settings in, `Profile` out. What it reads and says is in `llama_protocol`.
+"""`LlamaServer`: the settings of one `llama-server`, from which its profile is made.
 
 The command line is fitted to the binary's own `--help`, because flags come and go between builds: `--no-mmap` is plain
 up to b9940, deprecated beside `--load-mode` in b10434 and b10698, and gone from b11040 on.
@@ -12,27 +12,20 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from supervisor.engines.flags import Binary, capabilities
-from supervisor.engines.llama_dialect import LLAMA_CPP
-from supervisor.engines.llama_protocol import (
-    COUNTERS,
-    OWNED,
-    OWNER,
-    READY,
-    UNREACHABLE,
-    accept,
-    flag_of,
-    parse_line,
-    shards,
-)
+from supervisor.engines.llama_cpp.dialect import COUNTERS, LLAMA_CPP, READY, accept, parse_line, shards
+from supervisor.engines.llama_cpp.flags import OWNED, OWNER, UNREACHABLE, capabilities, flag_of
 from supervisor.errors import ProfileError, UnsupportedFlag, require
 from supervisor.profile import Health, Liveness, LogLimits, Profile, Restart, Stop, Timeouts
 from supervisor.redact import MASK, Secret
+from supervisor.steps import Hooks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["LlamaServer", "accept", "capabilities", "parse_line"]
+    from supervisor.dialect import Dialect
+    from supervisor.engines.help_flags import Binary
+
+__all__ = ["LlamaServer"]
 
 _BARE: Final = ("jinja", "metrics", "load", "api_key")
 _VALUED: Final = {setting: flags.split()[0] for setting, flags in OWNED.items() if setting not in _BARE}
@@ -126,6 +119,8 @@ class LlamaServer:
             require(value is None or value.isidentifier(), part, value, "the name of a type, such as q8_0")
         require(self.flash_attn in (None, "on", "off", "auto"), "flash_attn", self.flash_attn, "on, off, auto or None")
         require(self.load in ("no-mmap", "mmap"), "load", self.load, "no-mmap or mmap")
+        keyed = self.api_key is None or isinstance(self.api_key, Secret)
+        require(keyed, "api_key", MASK, "a Secret, or None")  # the value stays out of the message
         if self.api_key:
             # The server would read two keys out of one, and refuse the one that clients send.
             require("," not in self.api_key.reveal(), "api_key", self.api_key, "a key without commas")
@@ -149,6 +144,15 @@ class LlamaServer:
     def model_id(self) -> str:
         """The name under which the model is served."""
         return self.model.stem if self.alias is None else self.alias
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the server speaks."""
+        return LLAMA_CPP
+
+    def hooks(self) -> Hooks:
+        """Return no Steps: the server needs none."""
+        return Hooks()
 
     def profile(self, known: frozenset[str] | None = None) -> Profile:
         """Fits the settings to the binary, and builds the profile. Runs `--help` once, so call it where the binary is.
@@ -185,7 +189,7 @@ class LlamaServer:
             restart=self.restart or Restart(),
             liveness=liveness,
             logs=LogLimits(parse=parse_line, tail_lines=_TAIL_LINES),
-            dialect=LLAMA_CPP,
+            dialect=self.dialect,
         )
 
     def _arguments(self, known: frozenset[str]) -> list[str]:

@@ -1,28 +1,20 @@
-"""A llama.cpp server from PyPI alone: `python -m supervisor.engines.local` takes llama-server's arguments.
-
-It serves with `xllamacpp` (llama.cpp's own HTTP server inside a Python process) and comes with a model, Gemma 3 270M:
-both are in the extra `warmboot[local]`. The key comes from the environment, `LLAMA_API_KEY`.
-"""
+"""The embedded model, Gemma 3 270M: a package holds it in pieces, and a Step puts them together."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import secrets
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from supervisor.engines.flags import listed
-from supervisor.engines.llama_cpp import LlamaServer
-from supervisor.engines.local_server import INSTALL, help_text, main
+from supervisor.engines.embedded.program import INSTALL
 
 if TYPE_CHECKING:
     from supervisor.child import Child
-    from supervisor.profile import Profile
 
-__all__ = ["AssembleModel", "model_path", "profile"]
+__all__ = ["MODEL_BYTES", "MODEL_ID", "MODEL_SHA256", "AssembleModel", "assemble", "model_path"]
 
 MODEL_ID: Final = "gemma-3-270m"
 MODEL_BYTES: Final = 253_113_024
@@ -38,7 +30,7 @@ def model_path() -> Path:
 class AssembleModel:
     """A Step for `before_start`: writes the embedded model, 253 MB, unless a file of that size is there.
 
-    It appears whole or not at all, and several processes may do this at once. A cancellation waits for the writing.
+    The file appears whole or not at all, and several processes may do this at once. A cancellation waits for the write.
     """
 
     path: Path = field(default_factory=model_path)
@@ -53,10 +45,11 @@ class AssembleModel:
         """Raises ModuleNotFoundError without the model's package, ValueError when the package holds another model."""
         import anyio.to_thread
 
-        await anyio.to_thread.run_sync(_assemble, self.path)
+        await anyio.to_thread.run_sync(assemble, self.path)
 
 
-def _assemble(path: Path) -> None:
+def assemble(path: Path) -> None:
+    """Write the model to `path`, unless a file of its size is there. Blocks; raises as `AssembleModel` does."""
     if path.is_file() and path.stat().st_size == MODEL_BYTES:
         return
     try:
@@ -74,31 +67,9 @@ def _assemble(path: Path) -> None:
                         digest.update(block)
                         out.write(block)
             out.flush()
-            os.fsync(out.fileno())  # a size alone tells later that the file is whole
+            os.fsync(out.fileno())  # later starts take the right size for a whole file
         if digest.hexdigest() != MODEL_SHA256:
             raise ValueError(f"the assembled model has sha256 {digest.hexdigest()}, not {MODEL_SHA256}: reinstall it")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def profile(**overrides: Any) -> Profile:
-    """The embedded default: Gemma 3 270M on the CPU, two slots of 2048 tokens. Put `AssembleModel()` before its start.
-
-    Args:
-        overrides: settings of `LlamaServer`.
-    """
-    settings: dict[str, Any] = {
-        "binary": (sys.executable, "-m", "supervisor.engines.local"),
-        "model": model_path(),
-        "alias": MODEL_ID,
-        "ctx_size": 4096,
-        "slots": 2,
-        "threads": min(os.cpu_count() or 1, 8),
-    }
-    own = "binary" not in overrides  # asking ourselves for --help would take as long as an interpreter's start
-    return LlamaServer(**(settings | overrides)).profile(listed(help_text()) if own else None)
-
-
-if __name__ == "__main__":
-    main()

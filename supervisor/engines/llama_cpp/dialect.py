@@ -1,0 +1,146 @@
+"""How llama-server speaks: routes, health bodies, log lines, counters, names of files. Pure.
+
+The answers that it is tested against were captured from llama.cpp's own server (see tests/testdata).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from supervisor.dialect import Dialect, Fields, Reading, Request, samples, seeded
+from supervisor.profile import plain_line
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from supervisor.events import Level
+
+__all__ = ["COUNTERS", "LLAMA_CPP", "LOADING", "OUT_OF_MEMORY", "READY", "accept", "parse_line", "shards"]
+
+LOADING: Final = "Loading model"
+"""What the body of a 503 says while the model is being loaded."""
+
+# A hint only: the wording differs between builds, and old ones say that they listen before they load.
+READY: Final = r"listening on http|model loaded|all slots are idle"
+COUNTERS: Final = r"(?m)^llamacpp:(?:prompt_tokens_total|tokens_predicted_total|n_decode_total) +\S+"
+
+# CUDA's and the host's allocator; `failed to allocate` is what ggml, the KV cache and the compute buffers end with.
+OUT_OF_MEMORY: Final = (
+    r"cudaMalloc failed: out of memory|CUDA error: out of memory|ggml_\w*(?:alloc|buffer)\w*: .*failed"
+    r"|failed to allocate|unable to allocate|std::bad_alloc"
+)
+
+LETTERS: Final[dict[str, Level]] = {"T": "debug", "D": "debug", "I": "info", "W": "warning", "E": "error"}
+_LOG_LINE: Final = re.compile(r"^\d+\.\d\d\.\d{3}\.\d{3} ([A-Z]) (.*)$", re.DOTALL)
+_SHARD: Final = re.compile(r"^(.*)-\d{5}-of-(\d{5})\.gguf$")
+
+
+def accept(status: int, body: str) -> str | None:
+    """Judge `/health`: only 200 with `{"status": "ok"}` is up; otherwise the body's own message says why not."""
+    said = _json(body)
+    if isinstance(said, dict):
+        if status == 200 and said.get("status") == "ok":
+            return None
+        error = said.get("error")
+        if isinstance(error, dict) and isinstance(error.get("message"), str) and error["message"].strip():
+            return " ".join(error["message"].split())[:200]
+    return f"HTTP {status}: {' '.join(body.split())[:200] or 'empty body'}"
+
+
+def parse_line(line: str) -> tuple[Level, str]:
+    """Read `0.00.005.647 I srv  init: ...`: the letter is the level, the time stamp goes; JSON lines as they are."""
+    if match := _LOG_LINE.match(line):
+        return LETTERS.get(match[1], "info"), match[2]
+    if line.startswith("error"):  # what the argument parser complains of carries no prefix
+        return "error", line
+    level, text = plain_line(line)
+    return level, text.rstrip("\n")  # --log-jsonl keeps the line break in its messages
+
+
+def shards(model: Path) -> tuple[Path, ...]:
+    """Return all files of a model, by its name alone: `m-00001-of-00003.gguf` stands for three."""
+    if not (match := _SHARD.match(model.name)):
+        return (model,)
+    return tuple(model.with_name(f"{match[1]}-{i:05}-of-{match[2]}.gguf") for i in range(1, int(match[2]) + 1))
+
+
+def thinking_budget(tokens: int | None) -> Fields:
+    """Return the field that limits a chat's thoughts; -1 is llama.cpp's word for no limit."""
+    return {"thinking_budget_tokens": -1 if tokens is None else tokens}
+
+
+def repeatable(seed: int) -> Fields:
+    """Return the fields of a greedy request that is computed anew each time.
+
+    Without `cache_prompt: false` a prompt that was seen before is computed in other batches, and the log-probabilities
+    differ in their last bits.
+    """
+    return {**seeded(seed), "top_k": 1, "cache_prompt": False}
+
+
+def busy_slots(body: str) -> int | None:
+    """Count the slots that process a request; None when the body is no list of slots."""
+    slots = _json(body)
+    if not isinstance(slots, list) or not slots:
+        return None
+    if not all(isinstance(slot, dict) and "is_processing" in slot for slot in slots):
+        return None
+    return sum(bool(slot["is_processing"]) for slot in slots)
+
+
+def running(page: str) -> int | None:
+    """Count the requests that run or wait, by the gauges of `/metrics`; None when the page has none of them."""
+    values = samples(page, "llamacpp:requests_(?:processing|deferred)")
+    return math.ceil(sum(values.values())) if values else None
+
+
+def total_slots(body: str) -> int | None:
+    """Return how many slots there are, from `/props`."""
+    props = _json(body)
+    slots = props.get("total_slots") if isinstance(props, dict) else None
+    return slots if type(slots) is int and slots > 0 else None
+
+
+def vision(body: str) -> bool | None:
+    """Return whether the model takes pictures, from `/props`."""
+    props = _json(body)
+    modalities = props.get("modalities") if isinstance(props, dict) else None
+    sees = modalities.get("vision") if isinstance(modalities, dict) else None
+    return sees if isinstance(sees, bool) else None
+
+
+def _json(body: str) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+_HI: Final = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+
+LLAMA_CPP: Final = Dialect(
+    engine="llama.cpp",
+    owned_by="llamacpp",
+    generating=(
+        Request(path="/v1/chat/completions", body=_HI),
+        Request(path="/v1/completions", body={"prompt": "Hi", "max_tokens": 1}),
+    ),
+    thinking_budget=thinking_budget,
+    thinking_hint="thinking_budget_tokens is ignored. For Gemma 4: a llama.cpp build without the thinking-tag patch "
+    "(its parser sets no thinking_start_tag, so no budget applies; upstream since PR #21697): apply it, or take b9093 "
+    "or later",
+    repeatable=repeatable,
+    requests=(Reading(path="/slots", read=busy_slots), Reading(path="/metrics", read=running)),
+    token_counters=Reading(path="/metrics", read=lambda page: samples(page, r"llamacpp:\w*token\w*(?<!seconds)_total")),
+    slots=Reading(path="/props", read=total_slots),
+    vision=Reading(path="/props", read=vision),
+    loading=LOADING,
+    metrics_hint="llama-server needs --metrics",
+    weight_files=shards,
+    no_mmap_hint='load without mmap: LlamaServer(load="no-mmap"), or llama-server --no-mmap or --load-mode none',
+    out_of_memory=OUT_OF_MEMORY,
+)
+"""How llama-server speaks; `/health` and the model list answer without a key in builds up to b9940 at least."""
