@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -63,7 +64,7 @@ class LogPump:
         self._splitters = {stream: LineSplitter(limits.max_line_bytes + redact.longest_bytes) for stream in fds}
         self._tail: deque[str] = deque(maxlen=limits.tail_lines)
         self._dropped = [0, 0]  # lines, bytes
-        self._reported_at = 0.0
+        self._reported_at = -math.inf
         self._parser_failed = False
         self.bytes_seen = 0
         self.drained = anyio.Event()

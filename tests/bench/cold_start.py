@@ -8,8 +8,8 @@ import sys
 from collections import defaultdict
 
 from bench.rows import Bar, Outcome, Peer, Row, median
-from bench.setting import ROOT, Ports, Setting, status_kib
-from bench.start import bare_engine, until_healthy
+from bench.setting import FAKE, ROOT, Ports, Setting, status_kib
+from bench.start import bare_engine, until_healthy, write_model
 from bench.subject import ours_env
 from bench.supervisors import NAMES, SUPERVISORD, running
 
@@ -19,9 +19,7 @@ IMPORTS = {"mirakuru": "mirakuru", "circus": "circus.arbiter", SUPERVISORD: "sup
 
 def run(setting: Setting) -> Outcome:
     """Rows for overhead, import and memory."""
-    from supervisor.engines import embedded
-
-    embedded.assemble(embedded.model_path())
+    write_model()
     bare, ours = [], []
     for _ in range(setting.pick(full=15, quick=2, tiny=1)):
         with bare_engine() as (_, took_s):
@@ -85,7 +83,7 @@ def _memory(setting: Setting, ours: list[dict[str, float]]) -> Row:
         value = None
         if setting.peer(program):
             port = Ports().next()
-            argv = [sys.executable, "-I", "-S", str(ROOT / "tests" / "fake_server.py"), "--port", str(port)]
+            argv = [sys.executable, "-I", "-S", str(FAKE), "--port", str(port)]
             with running(name, setting, argv) as pid:
                 until_healthy(port)
                 value = status_kib(pid, "VmRSS") / 1024

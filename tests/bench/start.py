@@ -34,6 +34,13 @@ def until_healthy(port: int, server: subprocess.Popen[bytes] | None = None, *, l
     raise RuntimeError(f"not healthy after {limit_s:g} s")
 
 
+def write_model() -> None:
+    """Writes the embedded model, unless it is there: nobody measured does."""
+    from supervisor.engines import embedded
+
+    embedded.assemble(embedded.model_path())
+
+
 @contextmanager
 def bare_engine() -> Iterator[tuple[subprocess.Popen[bytes], float]]:
     """The embedded engine with its embedded model, started by nobody but us: (process, seconds until healthy)."""

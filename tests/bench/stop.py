@@ -15,7 +15,7 @@ from collections import defaultdict
 
 from bench.rows import Bar, Outcome, Peer, Row, median, percentile
 from bench.setting import FAKE, PROGRAMS, Ports, Setting
-from bench.start import bare_engine, until_healthy
+from bench.start import bare_engine, until_healthy, write_model
 from bench.subject import Subject, clean_env
 from bench.supervisors import CIRCUS, SUPERVISORD, running
 
@@ -27,6 +27,7 @@ IDLE, IGNORES = "", "--ignore-sigterm"
 def run(setting: Setting) -> Outcome:
     """Rows for the engine and the fakes."""
     took: dict[tuple[str, str], list[float]] = defaultdict(list)
+    write_model()
     with Subject.ours("stop") as ours:
         for _ in range(setting.pick(full=10, quick=1, tiny=1)):
             took["engine", "ours"].append(ours.ask(server="engine", grace_s=10)["took_s"])

@@ -395,7 +395,7 @@ SERVER = "from modal_entry.serving.server import Server\n\n\nclass A(Server):\n 
     ("source", "words"),
     [
         (None, "a Python file that exists"),
-        ("x = 1\n", "one subclass of modal_entry.serving.server.Server (it has: none)"),
+        ("x = 1\n", "one subclass of modal_entry.serving.Server (it has: none)"),
         (SERVER + "\n\nclass B(Server):\n    pass\n", "(it has: A, B)"),
         (SERVER, "A.model is a modal_entry.serving.server.Model, not None"),
         ("raise RuntimeError('broken on purpose')\n", "importable (RuntimeError: broken on purpose)"),

@@ -17,7 +17,8 @@ from modal_entry.pipeline.manifest import Manifest, sha256
 from modal_entry.pipeline.releases import NoRelease, PromotionRefused, current, promote, resolve, rollback
 from support import ROOT
 
-CODE = "import sys; from pathlib import Path; from modal_entry import releases, manifest\nroot = Path(sys.argv[1])\n"
+CODE = "import sys; from pathlib import Path; from modal_entry.pipeline import releases, manifest\n"
+CODE += "root = Path(sys.argv[1])\n"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -81,7 +81,8 @@ def test_images_and_sources(gemma: ControlPlane) -> None:
     assert gemma.image_env(functions["download_model"].image_id)["HF_XET_HIGH_PERFORMANCE"] == "1"
     for function in functions.values():
         files = set(gemma.sources(function))
-        assert {"/root/supervisor/lifecycle.py", "/root/hooks/warmup.py", "/root/modal_entry/serving.py"} <= files
+        ours = ("supervisor/lifecycle/run.py", "hooks/warmup/steps.py", "modal_entry/serving/server.py")
+        assert {f"/root/{name}" for name in ours} <= files
     assert "HF_TOKEN" not in runtime
 
 

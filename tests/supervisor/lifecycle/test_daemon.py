@@ -20,7 +20,7 @@ from hooks.warmup.steps import Text
 from supervisor import Child, Daemon, Hooks, Restart, State, Stop, Timeouts
 from supervisor import events as ev
 from supervisor.errors import ChildCrashed, DiedBeforeReady, IllegalState, StepFailed
-from support import FAKE, Recorder, alive, fake_profile, is_in
+from support import FAKE, TESTS, Recorder, alive, fake_profile, is_in
 
 
 def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
@@ -220,7 +220,7 @@ daemon.stop()
 
 def test_a_daemon_without_a_thread_says_so() -> None:
     """A user who may start no thread learns that, and what to look at; stopping afterwards is fine."""
-    argv = [sys.executable, "-c", CRAMPED, str(FAKE.parent)]
+    argv = [sys.executable, "-c", CRAMPED, str(TESTS)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
     assert done.stderr == ""
     assert done.stdout.startswith("3 the supervisor is out of resources: can't start new thread. Look at `ulimit -u`")

@@ -10,6 +10,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import anyio
 import anyio.to_thread
@@ -263,3 +264,13 @@ def test_any_bytes_become_printable_text(data: bytes) -> None:
         for cut in (False, True):
             text = pipes.pump._clean(data.replace(b"\n", b""), cut=cut)
             assert not any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in text)
+
+
+def test_the_first_loss_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that was booted a moment ago reports it as soon as any other."""
+    monkeypatch.setattr(sys.modules[LogPump.__module__], "time", SimpleNamespace(monotonic=lambda: 0.01))
+    with pumped() as pipes:
+        pipes.pump._dropped = [1, 80]
+        pipes.pump._report()
+        pipes.close()
+        assert pipes.dropped == [(1, 80)]
