@@ -32,8 +32,8 @@ from modal_entry.rehearsal.control_plane import ControlPlane
 from modal_entry.rehearsal.programs import deploy
 from supervisor import errors
 from supervisor.child import Child
-from supervisor.cli.options import variables
 from supervisor.errors import ProfileError, SupervisorError
+from supervisor.loading import variables
 from supervisor.redact import Redactor, Secret
 from supervisor.rehearsal.report import Event, event_of
 from supervisor.rehearsal.stages import await_restore, tell

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -13,8 +13,9 @@ import click
 from hooks import auth
 from hooks.warmup import steps as warmup
 from supervisor.errors import ProfileError
+from supervisor.loading import variables
 from supervisor.profile import Profile
-from supervisor.redact import GUESSED_MIN_CHARS, Secret, is_secret_name
+from supervisor.redact import Secret
 from supervisor.steps import Hooks
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -109,21 +110,3 @@ def _key(variable: str | None) -> Secret | None:
             field="--api-key-env", value=variable, allowed="the name of a variable that is set, not blank"
         )
     return Secret(os.environ[variable], name=variable)
-
-
-def variables(pairs: Sequence[str]) -> dict[str, str | Secret]:
-    """`KEY=VALUE` texts as a mapping; what a name calls a key, token, secret or password becomes a `Secret`.
-
-    A value of fewer than 8 characters does not: it is a switch (`USE_TOKEN=1`), and masking it would riddle the log.
-
-    Raises:
-        ProfileError: a text has no `=`.
-    """
-    found: dict[str, str | Secret] = {}
-    for text in pairs:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ProfileError(field="--env", value=name, allowed="KEY=VALUE")
-        secret = is_secret_name(name) and len(value.strip()) >= GUESSED_MIN_CHARS
-        found[name] = Secret(value, name=name) if secret else value
-    return found

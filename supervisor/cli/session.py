@@ -15,7 +15,7 @@ from typing import Final
 import anyio
 
 from supervisor import events
-from supervisor.cli.ending import account, only_part
+from supervisor.cli.exits import account, only_part
 from supervisor.cli.notify import Notifier
 from supervisor.cli.signals import Signals
 from supervisor.errors import SupervisorError

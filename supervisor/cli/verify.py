@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from supervisor.cli.ending import speaks
+from supervisor.cli.exits import exits_with_status
 from supervisor.cli.reports import json_option, show, write
 from supervisor.redact import Secret
 
@@ -30,7 +30,7 @@ __all__ = ["verify"]
 @click.option("--idle-then-wake", type=float, metavar="SECONDS", help="Idle so long, then time the wake.")
 @click.option("--wake-limit-s", type=float, help="Fail when the wake's first token takes longer.")
 @json_option
-@speaks
+@exits_with_status
 def verify(out: TextIO | None, **given: Any) -> int:
     """Check that the endpoint at URL is closed to strangers and that every path of it works.
 

@@ -22,7 +22,9 @@ from supervisor.errors import SupervisorError
 from supervisor.lifecycle.daemon import Daemon
 from supervisor.logs.sink import Sink
 from supervisor.profile import Profile
+from supervisor.rehearsal.request import RehearsalRequest
 from supervisor.rehearsal.stages import await_restore, tell
+from supervisor.rehearsal.subject import prepared
 from supervisor.steps import Hooks, Observer, Step
 
 __all__ = ["inside"]
@@ -31,8 +33,9 @@ _QUESTION: Final = "Write one sentence about the sea."
 _MAX_TOKENS: Final = 16
 
 
-def inside(profile: Profile, hooks: Hooks, exchange: Path) -> int:
+def inside(profile: Profile, hooks: Hooks, request: RehearsalRequest, exchange: Path) -> int:
     """Runs the whole life, telling its stages; returns the exit code."""
+    profile, hooks = prepared(profile, hooks, request)
     healing = _Healing()
     during = "start"
     with Sink(sys.stderr) as sink:

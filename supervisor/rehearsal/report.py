@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hooks.contract.findings import NOTE
 from supervisor.logs.sink import clean
 from supervisor.rehearsal.drift import KINDS as DRIFT
+from supervisor.rehearsal.request import RehearsalRequest
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from supervisor.rehearsal.stages import Stage
     from supervisor.steps import Step
 
-__all__ = ["BROKEN", "Event", "Report", "event_of", "is_golden"]
+__all__ = ["BROKEN", "Event", "RehearsalReport", "event_of", "is_golden"]
 
 # An event as the console's log shows it; the server's own lines are indented otherwise.
 _EVENT: Final = re.compile(r"^ *\d+\.\d\d \[(\w+) *\] ([a-z]+\.[a-z]+)\b *(.*)$")
@@ -59,12 +60,12 @@ def _plain(value: str) -> Any:
 
 
 @dataclass(slots=True, kw_only=True)
-class Report:
+class RehearsalReport:
     """A rehearsal, as far as it came. Times are seconds on the host's clock unless a stage measured its own.
 
     Attributes:
-        spec: what was rehearsed; drift: what was different at the restore; suspended_s: how long it lay saved.
-        contract, golden: whether they were asked for.
+        request: what was asked for.
+        suspended_s: how long it lay saved.
         cold_s: from the start of the sandbox until READY, warm; seal_s: the seal; checkpoint_s: the saving.
         image_bytes: what it takes.
         restore_s: from the restore's start until the program went on; resume_s: until verified; answer_s: one answer.
@@ -77,10 +78,7 @@ class Report:
         events: those of the sandbox, in order.
     """
 
-    spec: str
-    drift: tuple[str, ...] = ()
-    contract: bool = True
-    golden: bool = True
+    request: RehearsalRequest
     suspended_s: float = 0.0
     restore_began: float | None = field(default=None, repr=False)
     cold_s: float | None = None
@@ -115,7 +113,10 @@ class Report:
             return self.status
         if self.failure and self.point != "before_seal" and (self.image_bytes is None or self.restore_began is None):
             return self.status
-        lost = self.golden and self.steps("before_seal", golden=True)[0] != self.steps("after_resume", golden=True)[0]
+        lost = (
+            self.request.golden
+            and self.steps("before_seal", golden=True)[0] != self.steps("after_resume", golden=True)[0]
+        )
         return 0 if self.finished and not (self.healed or self.strays or lost) else BROKEN
 
     @property
@@ -167,7 +168,8 @@ class Report:
     def to_json(self) -> str:
         """The report as a JSON object."""
         values: dict[str, Any] = asdict(self)
-        del values["restore_began"], values["status"]
+        del values["request"], values["restore_began"], values["status"]
+        values = {"profile": self.request.name, "drift": self.request.drift, **values}
         values |= {"exit_status": self.exit_status, "speed_up": self.speed_up, "timers": self.timers}
         values |= {
             "contract": dict(zip(("verdict", "detail"), self._contract(), strict=True)),
@@ -183,7 +185,7 @@ class Report:
         verdict = {0: "can be snapshotted", BROKEN: "not to be trusted"}.get(
             self.exit_status, "not rehearsed to its end"
         )
-        table = Table(title=Text(f"{self.spec}: {verdict}"), title_justify="left", title_style="bold")
+        table = Table(title=Text(f"{self.request.name}: {verdict}"), title_justify="left", title_style="bold")
         table.add_column("what", no_wrap=True)
         table.add_column("result", justify="right", no_wrap=True)
         table.add_column("detail", overflow="fold", ratio=1)
@@ -205,7 +207,7 @@ class Report:
             ("checkpoint", _s(self.checkpoint_s), "every process, with its memory, to disk"),
             ("image", size, "what that takes"),
             ("suspended", _s(self.suspended_s if saved else None), "between checkpoint and restore"),
-            *(("drift", kind, DRIFT[kind]) for kind in self.drift),
+            *(("drift", kind, DRIFT[kind]) for kind in self.request.drift),
             ("restore", _s(self.restore_s), "until the supervisor goes on"),
             ("resume", _s(self.resume_s), "health and golden answers verified"),
             ("golden answer", *self._golden()),
@@ -225,13 +227,13 @@ class Report:
         return "refused at the seal" if self.point == "before_seal" else self.failure
 
     def _contract(self) -> tuple[str, str]:
-        if not self.contract:
+        if not self.request.contract:
             return "off", "switched off"
         verdict, detail = self.steps("before_seal", golden=False)
         return verdict, "what a snapshot cannot carry is not there" if verdict == "passed" else detail
 
     def _golden(self) -> tuple[str, str]:
-        if not self.golden:
+        if not self.request.golden:
             return "off", "switched off"
         verdict, detail = self.steps("before_seal", golden=True)
         return (verdict, detail) if verdict == "failed" else self.steps("after_resume", golden=True)

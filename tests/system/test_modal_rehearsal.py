@@ -24,6 +24,7 @@ from modal_entry.rehearsal.control_plane import ControlPlane
 from modal_entry.rehearsal.entry import weights_of
 from modal_entry.rehearsal.programs import Cli, ProgramFailed
 from supervisor.errors import ProfileError
+from supervisor.loading import ProfileCodeFailed
 from support import alive
 
 STAGES = ["starting", "deployed", "ready", "sealed", "restored", "resumed", "answered", "stopped"]
@@ -398,8 +399,8 @@ SERVER = "from modal_entry.serving.server import Server\n\n\nclass A(Server):\n 
         ("x = 1\n", "one subclass of modal_entry.serving.Server (it has: none)"),
         (SERVER + "\n\nclass B(Server):\n    pass\n", "(it has: A, B)"),
         (SERVER, "A.model is a modal_entry.serving.server.Model, not None"),
-        ("raise RuntimeError('broken on purpose')\n", "importable (RuntimeError: broken on purpose)"),
-        ("import sys\nsys.exit('enough')\n", "importable (SystemExit: enough)"),
+        ("raise RuntimeError('broken on purpose')\n", "odd.py, line 1: raise RuntimeError"),
+        ("import sys\nsys.exit('enough')\n", "cannot be loaded: SystemExit: enough"),
     ],
 )
 def test_what_is_no_entry_is_refused(tmp_path: Path, source: str | None, words: str) -> None:
@@ -407,7 +408,7 @@ def test_what_is_no_entry_is_refused(tmp_path: Path, source: str | None, words: 
     path = tmp_path / "odd.py"
     if source is not None:
         path.write_text(source)
-    with pytest.raises(ProfileError) as caught:
+    with pytest.raises((ProfileError, ProfileCodeFailed)) as caught:
         weights_of(path)
     assert words in str(caught.value)
     assert str(path) in str(caught.value)

@@ -158,7 +158,7 @@ def test_mapped_weights_that_shrink_kill_the_server(rehearse: Callable[..., Rehe
     ("args", "said"),
     [
         ((), "so that the entry finds /models/gemma-4-26b-a4b"),
-        (("--no-contract",), "a Modal entry is rehearsed as its sheet says"),
+        (("--no-contract",), "an entry is rehearsed as its own file says"),
     ],
 )
 def test_an_entry_without_volumes_is_not_begun(args: tuple[str, ...], said: str) -> None:

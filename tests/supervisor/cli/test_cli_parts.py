@@ -1,9 +1,8 @@
-"""The parts of the command line: what a SPEC names, what options change, and what systemd is told."""
+"""The parts of the command line: what options change, and what systemd is told."""
 
 from __future__ import annotations
 
 import os
-import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -18,154 +17,12 @@ from hooks.auth import AuthCheck
 from hooks.warmup import Ping, Text, Thinking
 from supervisor import events
 from supervisor.cli.notify import Notifier
-from supervisor.cli.options import override, shared_options, variables
-from supervisor.cli.spec import load
+from supervisor.cli.options import override, shared_options
 from supervisor.errors import ProfileError
 from supervisor.events import Event
 from supervisor.profile import Liveness, Profile, Restart
-from supervisor.redact import MASK, Secret
+from supervisor.redact import Secret
 from supervisor.steps import Hooks
-
-# ------------------------------------------------------------------------------------------------ spec
-
-MODULE = """
-from dataclasses import dataclass
-from supervisor import Hooks, Profile
-
-plain = Profile(name="plain", command=("server",), port=1)
-pair = (Profile(name="pair", command=("server",), port=2), Hooks(observers=(print,)))
-
-def built():
-    return Profile(name="built", command=("server",), port=3)
-
-def built_pair():
-    return pair
-
-@dataclass
-class Engine:
-    port: int = 4
-
-    def profile(self):
-        return Profile(name="engine", command=("server",), port=self.port)
-
-engine = Engine(port=5)
-
-def built_engine():
-    return Engine(port=6)
-
-def needs(argument):
-    return plain
-
-def fails():
-    raise RuntimeError("no weights here")
-
-def leaves():
-    raise SystemExit(0)
-
-async def awaited():
-    return plain
-
-number = 7
-triple = (plain, Hooks(), 1)
-swapped = (Hooks(), plain)
-_private = 0
-"""
-
-
-@pytest.fixture
-def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with a module of profiles; what gets imported from it is forgotten afterwards."""
-    (tmp_path / "house_profiles.py").write_text(MODULE)
-    (tmp_path / "house_broken.py").write_text("import nothing_of_this_name\n")
-    (tmp_path / "house_wrong.py").write_text("def (:\n")
-    (tmp_path / "house_exits.py").write_text("import sys\nsys.exit(0)\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    before = dict(sys.modules)
-    yield tmp_path
-    sys.modules.clear()
-    sys.modules.update(before)
-
-
-@pytest.mark.parametrize("where", ["house_profiles", "house_profiles.py", "./house_profiles.py"])
-@pytest.mark.parametrize(
-    ("attribute", "name", "port"),
-    [
-        ("plain", "plain", 1),
-        ("pair", "pair", 2),
-        ("built", "built", 3),
-        ("built_pair", "pair", 2),
-        ("engine", "engine", 5),
-        ("built_engine", "engine", 6),
-        ("Engine", "engine", 4),
-    ],
-)
-@pytest.mark.usefixtures("modules")
-def test_a_spec_may_name_any_of_the_shapes(where: str, attribute: str, name: str, port: int) -> None:
-    """A profile, a pair with hooks, an object with `.profile()`, or a function that returns one of them."""
-    profile, hooks = load(f"{where}:{attribute}")
-    assert (profile.name, profile.port) == (name, port)
-    assert bool(hooks.observers) == (name == "pair")
-
-
-def test_a_path_may_be_absolute(modules: Path) -> None:
-    """The file need not be in the working directory."""
-    assert load(f"{modules / 'house_profiles.py'}:plain")[0].name == "plain"
-
-
-@pytest.mark.parametrize(
-    ("spec", "says"),
-    [
-        ("house_profiles", "module:attribute, path/file.py:attribute, or 'local'"),
-        (":plain", "module:attribute, path/file.py:attribute, or 'local'"),
-        ("house_profiles:", "module:attribute, path/file.py:attribute, or 'local'"),
-        ("", "module:attribute, path/file.py:attribute, or 'local'"),
-        ("house_profiles:nothing", "an attribute of house_profiles, which has: Engine, Hooks, Profile, awaited, built"),
-        ("house_profiles:number", "it is int"),
-        ("house_profiles:triple", "a Profile, a (Profile, Hooks) pair"),
-        ("house_profiles:swapped", "it is tuple"),
-        ("no_such_module:x", "importable (ModuleNotFoundError: No module named 'no_such_module')"),
-        ("house_broken:x", "No module named 'nothing_of_this_name'"),
-        ("house_broken.py:x", "No module named 'nothing_of_this_name'"),
-        ("house_wrong.py:x", "importable (SyntaxError"),
-        ("missing.py:x", "a Python file that exists"),
-        ("house_profiles:needs", "argument"),
-        ("house_profiles:fails", "no weights here"),
-        ("house_profiles:leaves", "callable (SystemExit: 0)"),
-        ("house_profiles:awaited", "a plain `def`"),
-        ("house_exits:x", "importable (SystemExit: 0)"),
-        ("house_exits.py:x", "importable (SystemExit: 0)"),
-    ],
-)
-@pytest.mark.usefixtures("modules")
-def test_a_wrong_spec_says_what_would_be_right(spec: str, says: str) -> None:
-    """Whatever is wrong with the words, the file or what it holds, the answer is one ProfileError about SPEC."""
-    with pytest.raises(ProfileError, match=re.escape(says)) as caught:
-        load(spec)
-    assert caught.value.field == "SPEC"
-
-
-def test_a_file_may_import_what_lies_beside_it(modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with `python path/file.py`, the file's directory is searched, wherever the command is run."""
-    (modules / "house_sibling.py").write_text("PORT = 77\n")
-    (modules / "house_uses.py").write_text(
-        "from house_sibling import PORT\n"
-        "from supervisor import Profile\n"
-        "server = Profile(name='s', command=('s',), port=PORT)\n"
-    )
-    monkeypatch.chdir("/")
-    assert load(f"{modules / 'house_uses.py'}:server")[0].port == 77
-
-
-def test_a_file_may_have_any_name(modules: Path) -> None:
-    """A profile in `hooks.py` or `json.py` does not take the place of the module of that name."""
-    for name in ("hooks", "json"):
-        module = sys.modules[name]
-        (modules / f"{name}.py").write_text(MODULE)
-        assert load(f"{name}.py:plain")[0].name == "plain"
-        assert sys.modules[name] is module
-
 
 # --------------------------------------------------------------------------------------------- options
 
@@ -285,30 +142,6 @@ def test_the_auth_check_comes_once_and_last() -> None:
     assert [step.name for step in hooks.warmup] == [Text().name, AuthCheck().name]
     own = Hooks(warmup=(AuthCheck(),))
     assert overridden("--auth-check", hooks=own)[1] == own
-
-
-def test_variables_that_are_named_like_secrets_are_secrets() -> None:
-    """`--env HF_TOKEN=...` is not printed; a blank one is no secret."""
-    found = variables(["HF_TOKEN=hf_12345", "API_KEY=", "MAX_TOKENS=5", "PATH=/a:/b", "X=a=b"])
-    assert found == {"HF_TOKEN": Secret("hf_12345"), "API_KEY": "", "MAX_TOKENS": "5", "PATH": "/a:/b", "X": "a=b"}
-    assert "hf_12345" not in repr(found) and MASK in repr(found)
-
-
-def test_a_switch_is_no_secret() -> None:
-    """What only its name calls a secret needs 8 characters: a `1` that is masked everywhere leaves no log to read."""
-    assert variables(["USE_TOKEN=1", "A_TOKEN=1234567", "B_TOKEN=12345678"]) == {
-        "USE_TOKEN": "1",
-        "A_TOKEN": "1234567",
-        "B_TOKEN": Secret("12345678"),
-    }
-
-
-@pytest.mark.parametrize("text", ["NAME", "=value", ""])
-def test_a_variable_needs_a_name_and_a_value(text: str) -> None:
-    """And the message names the name only: the rest may be a secret."""
-    with pytest.raises(ProfileError, match=r"--env=.* must be KEY=VALUE") as caught:
-        variables([text])
-    assert "value" not in str(caught.value)
 
 
 # ---------------------------------------------------------------------------------------------- notify

@@ -7,6 +7,7 @@ import struct
 import zlib
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,7 +18,8 @@ from supervisor.logs.sink import Sink
 from supervisor.rehearsal.bundle import Mount, Program
 from supervisor.rehearsal.drift import ASIDE, Weight, drifted_env, staged
 from supervisor.rehearsal.image import found_in
-from supervisor.rehearsal.report import Report, event_of
+from supervisor.rehearsal.report import RehearsalReport, event_of
+from supervisor.rehearsal.request import RehearsalRequest
 from supervisor.rehearsal.stages import Stage
 
 SECRET = "hf_planted_and_not_needed"
@@ -153,9 +155,12 @@ def test_events_are_read_as_the_console_writes_them() -> None:
     assert event.fields["step"] == "golden text record"
 
 
-def report_of(*lines: str, **fields: object) -> Report:
+REQUEST = RehearsalRequest(name="x")
+
+
+def report_of(*lines: str, **fields: Any) -> RehearsalReport:
     """A rehearsal that came to its end."""
-    report = Report(spec="x", **({"image_bytes": 1, "restore_began": 1.0, "finished": True} | fields))  # type: ignore[arg-type]
+    report = RehearsalReport(request=REQUEST, **{"image_bytes": 1, "restore_began": 1.0, "finished": True, **fields})
     for line in lines:
         report.see(line)
     return report
@@ -183,8 +188,8 @@ def test_verdicts_and_exit_codes() -> None:
     assert report_of(*GOOD[:2]).exit_status == 5  # recorded, and never asked for again
     assert report_of(GOOD[1]).exit_status == 0  # no model's server: there is no answer to compare
     assert report_of(*GOOD[:2], restore_began=None, finished=False, failure="no checkpoint", status=1).exit_status == 1
-    assert Report(spec="x", failure="warmup", point="warmup", status=4).exit_status == 4
-    assert Report(spec="x", failure="contract", point="before_seal", status=4).exit_status == 5
+    assert RehearsalReport(request=REQUEST, failure="warmup", point="warmup", status=4).exit_status == 4
+    assert RehearsalReport(request=REQUEST, failure="contract", point="before_seal", status=4).exit_status == 5
     interrupted = report_of(*GOOD, finished=False, failure="interrupted by SIGHUP", status=129)
     assert interrupted.exit_status == 129
     assert "not rehearsed to its end" in str(interrupted.table().title)
@@ -197,7 +202,7 @@ def test_times_come_from_the_stages() -> None:
         "resumed": Stage(name="resumed", at=11.5, fields={"took_s": 0.4, "healed": False, "reason": ""}),
         "answered": Stage(name="answered", at=12.0, fields={"took_s": 0.2, "text": "[bold]hi\x1b]0;owned\x07\ud83d"}),
     }
-    report = Report(spec="x", cold_s=5.8, restore_began=10.0)
+    report = RehearsalReport(request=REQUEST, cold_s=5.8, restore_began=10.0)
     report.restored(stages)
     assert (report.restore_s, report.resume_s, report.answer_s, report.first_answer_s) == (1.0, 0.4, 0.2, 2.0)
     assert report.answer == "[bold]hi?"

@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one paragraph on stderr when that is not 0."""
+"""How a command ends: its exit code, and a paragraph on stderr when that is not 0."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ import click
 
 from supervisor.errors import SupervisorError
 from supervisor.linux.exhaustion import detect
-from supervisor.logs.sink import clean
+from supervisor.logs.render import clean
+
+__all__ = ["account", "exits_with_status", "only_part", "prepare_process"]
 
 
-def speaks(command: Callable[..., int]) -> Callable[..., None]:
-    """Turns a SupervisorError into one paragraph and its exit code; any other error, after its traceback, into 1."""
+def exits_with_status(command: Callable[..., int]) -> Callable[..., None]:
+    """Ends the process with the exit code that a command returns.
+
+    A SupervisorError becomes a paragraph on stderr and its own exit code; any other error, after its traceback, 1.
+    """
 
     @wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -53,8 +58,8 @@ def only_part(error: Exception) -> Exception:
     return error
 
 
-def settle() -> None:
-    """Makes the process fit to supervise, whatever it inherited: streams that are open, ends that can be waited for."""
+def prepare_process() -> None:
+    """Makes the process fit to supervise, whatever it inherited: standard streams are open, SIGCHLD is not ignored."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in this order they get descriptors 0, 1, 2
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123  open until the exit

@@ -1,1 +1,0 @@
-"""`supervise rehearse`: a snapshot and a restore in a gVisor sandbox, on this machine, before a deploy."""
