@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,22 @@ def pytest_configure() -> None:
     """A suite in the background of a shell inherits SIGINT ignored, and so would every process that it starts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# What a test that is so marked needs, and what to say when it is skipped. `.ci/run` allows these skips to users without
+# root's rights, and no other.
+ROOT_RIGHTS = os.geteuid() == 0
+NEEDS = {
+    "root": (ROOT_RIGHTS, "root: needs root's rights"),
+    "sandbox": (ROOT_RIGHTS and shutil.which("runsc") is not None, "sandbox: needs gVisor's runsc and root's rights"),
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what this machine or this user cannot do."""
+    for marker, (there, words) in NEEDS.items():
+        if item.get_closest_marker(marker) and not there:
+            pytest.skip(words)
 
 
 @pytest.fixture(params=["asyncio", "trio"])

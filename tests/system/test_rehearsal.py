@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,9 +27,7 @@ if TYPE_CHECKING:
 SPECS = ROOT / "tests" / "data" / "rehearsed.py"
 FAKE = f"{SPECS}:fake"
 MMAP = f"{SPECS}:mmap"
-READY = shutil.which("runsc") is not None and os.geteuid() == 0
-
-in_sandbox = pytest.mark.skipif(not READY, reason="needs runsc (apt-get install runsc) and root")
+in_sandbox = pytest.mark.sandbox
 SECRETS = {"HF_TOKEN": "hf_planted_and_not_needed", "MODAL_TOKEN_SECRET": "as-planted-and-not-needed"}
 
 
@@ -153,7 +150,7 @@ def test_mapped_weights_that_shrink_kill_the_server(rehearse: Callable[..., Rehe
     assert "SIGBUS" in done.report["failure"]
 
 
-@pytest.mark.skipif(not READY, reason="needs runsc and root")
+@in_sandbox
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -304,7 +301,7 @@ def test_where_sandboxes_are_forbidden_it_says_so() -> None:
     assert "operation not permitted" in err
 
 
-@pytest.mark.skipif(not READY, reason="needs runsc and root")
+@in_sandbox
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -223,7 +223,7 @@ def test_a_disk_that_fills_up_is_told(tmp_path: Path, content: dict[str, bytes])
     assert (leftovers(root), (root / MARKER).exists()) == ([], False)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+@pytest.mark.root  # to mount a small file system
 def test_a_really_full_disk_is_told(tmp_path: Path, model: bytes) -> None:
     """On a file system that another file fills, the free space is compared, and the error says how much is lacking."""
     root = tmp_path / "models"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -57,7 +56,7 @@ async def fate(*flags: str, **fields: Any) -> SupervisorError:
     return caught.value
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs a process of another user")
+@pytest.mark.root  # or there is no process of another user
 def test_a_listener_that_we_cannot_see_is_not_ours() -> None:
     """An unprivileged user's child that never listens is not ready because root's server answers on its port."""
     port = free_port("127.0.0.1")
