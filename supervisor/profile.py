@@ -247,6 +247,8 @@ class Liveness:
         period_s: between two health checks.
         misses: so many failed checks in a row mean that the child hangs.
         inference_every_s: run `Hooks.liveness` Steps this often, unless real traffic moved the counters meanwhile.
+        step_s: one of these Steps, unless it has a `deadline_s` of its own; a small part of `timeouts.step_s`, because
+            what they ask for is small.
         counters_path, counters_pattern: where the server counts its work, and a regular expression whose matches, taken
             together, change whenever it works; None: there are no counters, and the Steps always run.
     """
@@ -255,6 +257,7 @@ class Liveness:
     period_s: float = 10.0
     misses: int = 3
     inference_every_s: float = 60.0
+    step_s: float = 15.0
     counters_path: str | None = None
     counters_pattern: str | None = None
 
@@ -265,6 +268,7 @@ class Liveness:
         _seconds("liveness.period_s", self.period_s)
         _count("liveness.misses", self.misses, 1, 1000)
         _seconds("liveness.inference_every_s", self.inference_every_s)
+        _seconds("liveness.step_s", self.step_s)
         _pattern("liveness.counters_pattern", self.counters_pattern)
         if self.counters_path is not None:
             _url_path("liveness.counters_path", self.counters_path)

@@ -36,7 +36,7 @@ _CUDA: Final = "12.8.1"
 _OS: Final = "ubuntu24.04"
 _PYTHON: Final = "3.12"
 _SOURCES: Final = ("modal_entry", "hooks", "supervisor")
-_SERVING: Final = ("anyio==4.16.0", "httpx==0.28.1", "structlog==26.1.0", "tenacity==9.2.1")
+_SERVING: Final = ("anyio==4.16.0", "httpx==0.28.1", "regex==2026.11.15", "structlog==26.1.0", "tenacity==9.2.1")
 _PIPELINE: Final = (*_SERVING, "huggingface-hub[hf_xet]==2.4.0", "rich==15.0.0")
 _EXIT_CODE: Final = 1  # of a container whose server crashed: Modal replaces it
 _ANSWER_S: Final = 30.0  # for a golden answer: one that hangs after a restore must not use up the startup timeout

@@ -39,12 +39,16 @@ def run_command(profile_name: str, **given: Any) -> int:
     return session.run(profile, hooks, log_format=given["log_format"], key_variable=given["api_key_env"])
 
 
-@main.command("exec", short_help="Supervise any HTTP server.")
+@main.command(
+    "exec",
+    short_help="Supervise any HTTP server.",
+    context_settings={"allow_interspersed_args": False},  # options that follow COMMAND are its own, also without --
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @shared_options
 @exits_with_status
 def exec_command(command: tuple[str, ...], **given: Any) -> int:
-    """Supervise any HTTP server: supervise exec [OPTIONS] -- COMMAND...  ({port} and {host} are substituted)."""
+    """Supervise any HTTP server: supervise exec [OPTIONS] COMMAND...  ({port} and {host} are substituted)."""
     server = PlainServer(command=command, env=variables(given["env"]), port=given["port"] or 0)
     profile, hooks = override(server.profile(), server.hooks(), given)
     return session.run(profile, hooks, log_format=given["log_format"], key_variable=given["api_key_env"])

@@ -29,14 +29,15 @@ from supervisor.errors import (
 from supervisor.events import State
 from supervisor.lifecycle.handle import Supervised
 from supervisor.lifecycle.run_steps import attempt, describe, run_steps
-from supervisor.linux.exhaustion import told, translated
+from supervisor.linux.exhaustion import translated
 from supervisor.logs.pump import LogPump
 from supervisor.process.process import Process
 from supervisor.process.spawn import launch
 from supervisor.process.teardown import plumb, teardown
 from supervisor.profile import Profile
-from supervisor.readiness.probe import Hint, Polling, wait_up
-from supervisor.readiness.wait import report_waiting, until_up
+from supervisor.readiness.hint import Hint
+from supervisor.readiness.probe import NotUp, Why, out_of_resources
+from supervisor.readiness.wait import Polling, poll_until_up, report_waiting, wait_for_load
 from supervisor.readiness.watchdog import Watchdog
 from supervisor.steps import Hooks, Step
 from supervisor.timing.limits import running_limit
@@ -124,7 +125,7 @@ class Life:
         self._process = launched.process
         self.child = self.run.handle.child = replace(self.child, pid=self._process.pid, cookie=launched.cookie)
         emit(events.ChildSpawned, pid=self._process.pid, argv=redact.argv(launched.argv))
-        self._hint = Hint(profile.health.ready_pattern)
+        self._hint = Hint(profile.health.ready_pattern, on_give_up=lambda what: emit(events.Notice, detail=what))
         self._pump = LogPump(
             {"stdout": self._process.stdout_fd, "stderr": self._process.stderr_fd},
             profile.logs,
@@ -140,7 +141,9 @@ class Life:
 
     async def _phases(self) -> None:
         run, emit = self.run, self.run.emit
-        polling = await self._while_alive(partial(until_up, self.child, self._process, self._pump, self._hint, emit))
+        polling = await self._while_alive(
+            partial(wait_for_load, self.child, self._process, self._pump, self._hint, emit)
+        )
         emit(events.ChildUp, waited_s=self._waited_s(), probes=polling.probes)
         await self._while_alive(partial(self._steps, "warmup", run.hooks.warmup))
         self._ready_at = time.monotonic()
@@ -207,7 +210,7 @@ class Life:
 
         async def verify() -> None:
             async with running_limit(run.profile.timeouts.resume_s) as limit:
-                await wait_up(self.child, polling, Hint(None), on_waiting=partial(report_waiting, run.emit))
+                await poll_until_up(self.child, polling, Hint(None), on_waiting=partial(report_waiting, run.emit))
             if limit.cancelled_caught:
                 raise ChildUnresponsive(misses=polling.probes, detail=f"after the resume: {polling.detail}")
             await self._steps("after_resume", run.hooks.after_resume)
@@ -255,9 +258,13 @@ class Life:
                 await self._process.exited.wait()
             raise
 
-    async def _infer(self, step: Step) -> str | None:
-        cause = await attempt(step, self.child)
-        return None if cause is None else told(cause) or self.child.redact(describe(cause))
+    async def _infer(self, step: Step) -> NotUp | None:
+        """Runs a liveness Step; returns why it failed."""
+        cause = await attempt(step, self.child, limit_s=self.run.profile.liveness.step_s)
+        if cause is None:
+            return None
+        why = Why.TIMED_OUT if isinstance(cause, TimeoutError) else Why.BROKEN
+        return out_of_resources(cause) or NotUp(why=why, detail=self.child.redact(describe(cause)))
 
     async def _end(self, error: Exception | None) -> None:
         run, process = self.run, self._process

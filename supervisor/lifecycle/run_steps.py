@@ -37,9 +37,10 @@ async def run_steps(point: str, steps: Sequence[Step], child: Child, emit: Emitt
         emit(WarmupPassed if point == "warmup" else StepPassed, point=point, step=step.name, took_s=took_s)
 
 
-async def attempt(step: Step, child: Child) -> Exception | None:
-    """Runs one Step under its deadline; returns what it raised, None when it passed."""
-    limit_s = child.profile.timeouts.step_s if step.deadline_s is None else step.deadline_s
+async def attempt(step: Step, child: Child, *, limit_s: float | None = None) -> Exception | None:
+    """Runs one Step under its deadline, else `limit_s`, else `timeouts.step_s`; returns what it raised, or None."""
+    limit_s = child.profile.timeouts.step_s if limit_s is None else limit_s
+    limit_s = limit_s if step.deadline_s is None else step.deadline_s
     try:
         async with running_limit(limit_s) as limit:
             await step(child)

@@ -21,7 +21,6 @@ _TRY: Final = {
     errno.ENOMEM: "the memory of this machine, and the container's limit",
     errno.ENOBUFS: "the memory of this machine, and the container's limit",
 }
-_PREFIX: Final = "out of resources here: "
 
 
 def detect(error: BaseException | None) -> OutOfResources | None:
@@ -57,17 +56,6 @@ def translated(error: Exception) -> Exception:
     if exhausted.__cause__ is None:
         exhausted.__cause__ = error
     return exhausted
-
-
-def told(error: BaseException | None) -> str | None:
-    """`detect` as text, for results that are not typed yet; `ours` recognises it."""
-    exhausted = detect(error)
-    return None if exhausted is None else f"{_PREFIX}{exhausted.reason}"
-
-
-def ours(why_not: str) -> bool:
-    """Whether a text comes from `told`."""
-    return why_not.startswith(_PREFIX)
 
 
 async def look(function: Callable[[], T]) -> T | None:

@@ -1,70 +1,57 @@
-"""Readiness: one probe, and the wait until probes succeed.
-
-Polling is tenacity's, sleeping is ours: the sleep ends with the delay *or* with a hint (a log line that matches the
-engine's ready pattern), whichever is first, so that the poll can be slow and the detection fast. The wait has no end of
-its own: the lifecycle races it against the child's exit, a stall and the deadline.
-"""
+"""One request to the server over HTTP, bounded in time and in memory, and a typed result."""
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import importlib
-import json
-import re
+import ssl
 import sys
-import time
-from collections.abc import Callable
+import zlib
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.to_thread
-from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
 from supervisor.child import Child
-from supervisor.errors import PortTaken, WrongModel
-from supervisor.linux import processes
-from supervisor.linux.exhaustion import look, told
+from supervisor.linux.exhaustion import detect
 
 if TYPE_CHECKING:
     import httpx
 
-_MAX_BODY_BYTES: Final = 1 << 20
-_GROWTH: Final = 1.5
-_REFUSED: Final = "connection refused"
-_TIMED_OUT: Final = "no answer within"
-_LOOK_AROUND_S: Final = 1.0  # between two looks for other ports while probes are refused: /proc is not free
+MAX_BODY_BYTES: Final = 1 << 20
+# Compressed, a few KiB of body could unfold to hundreds of MiB.
+_HEADERS: Final = {"Accept-Encoding": "identity"}
+_TLS_RECORDS: Final = frozenset({0x15, 0x16})  # alert, handshake
+_SHOWN_BYTES: Final = 40
 
 
-class Hint:
-    """Wakes the poll early: `see(line)` for every log line."""
+class Why(enum.Enum):
+    """What kind of failure a check met."""
 
-    def __init__(self, pattern: str | None) -> None:
-        self._pattern = re.compile(pattern) if pattern else None
-        self._event = anyio.Event()
-
-    def see(self, line: str) -> None:
-        """Gives the hint if the line matches."""
-        if self._pattern and self._pattern.search(line):
-            self._event.set()
-
-    async def sleep(self, delay_s: float) -> bool:
-        """Sleeps for the delay or until the hint; returns whether it was the hint, and forgets it."""
-        with anyio.move_on_after(delay_s):
-            await self._event.wait()
-        hinted = self._event.is_set()
-        if hinted:
-            self._event = anyio.Event()
-        return hinted
+    REFUSED = enum.auto()  # nobody accepts connections
+    TIMED_OUT = enum.auto()  # no whole answer in time, which a server that works may do
+    BUSY = enum.auto()  # the same, while the server was seen to work
+    NOT_YET = enum.auto()  # the server answers, and says that it cannot serve
+    WRONG_PATH = enum.auto()  # the server answers, but does not know the path or points elsewhere
+    NOT_HTTP = enum.auto()  # the listener speaks TLS or something else
+    BROKEN = enum.auto()  # the connection, or a Step, failed in another way
+    FOREIGN = enum.auto()  # somebody else listens there too
+    OUT_OF_RESOURCES = enum.auto()  # this process lacks a descriptor, a thread or memory; says nothing about the server
 
 
-@dataclass(slots=True, kw_only=True)
-class Polling:
-    """How the wait goes, readable at any time: probes sent, how many reached a server, what the last one said."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotUp:
+    """A check that failed.
 
-    probes: int = 0
-    answered: int = 0
-    detail: str = "no probe was sent"
+    Attributes:
+        why: the kind of failure.
+        detail: what was seen, in a few words, redacted.
+    """
+
+    why: Why
+    detail: str
 
 
 async def import_client() -> None:
@@ -73,178 +60,113 @@ async def import_client() -> None:
         await anyio.to_thread.run_sync(importlib.import_module, "httpx", abandon_on_cancel=True)
 
 
-async def probe(client: httpx.AsyncClient, child: Child) -> str | None:
-    """One health probe: None when the server says that it is up, else why not, redacted. Never raises for an answer."""
-    health, limit_s = child.profile.health, child.profile.timeouts.probe_s
-    try:
-        status, body = await _get(client, health.path, limit_s)
-    except Exception as error:  # noqa: BLE001  translated: httpx is not imported at module level
-        return child.redact(_describe(error, limit_s))
+async def probe(client: httpx.AsyncClient, child: Child) -> NotUp | None:
+    """One health probe: None when the server says that it is up. Never raises for an answer."""
+    health = child.profile.health
+    answer = await get(client, child, health.path)
+    if isinstance(answer, NotUp):
+        return answer
+    status, body = answer
     try:
         # Masked before it is judged: a judgement may quote, and cut, what it sees.
         why_not = health.accept(status, child.redact(body))
-        return None if why_not is None else child.redact(str(why_not))
     except Exception as error:  # noqa: BLE001  the user's function may raise anything
-        return child.redact(f"health.accept raised {type(error).__name__}: {error}")
-
-
-def timed_out(why_not: str) -> bool:
-    """Whether a probe failed because no answer came in time, which a server that works may do."""
-    return why_not.startswith(_TIMED_OUT)
-
-
-async def wait_up(child: Child, polling: Polling, hint: Hint, *, on_waiting: Callable[[int, str], None]) -> None:
-    """Polls until the server is up *and* is ours *and* serves the model that the profile names.
-
-    Args:
-        child: the life in question.
-        polling: kept up to date, for whoever gives up on the wait.
-        hint: ends a pause early.
-        on_waiting: (failures, detail), called every `health.log_every` failures.
-
-    Raises:
-        PortTaken: the one who answers is not a process of the child's session.
-        WrongModel: the child is up without the model.
-    """
-    health = child.profile.health
-    quick = 0  # the attempt at which the pace began anew
-    others: list[int] = []
-    looked_at = time.monotonic()
-
-    def delay_s(state: RetryCallState) -> float:
-        return min(health.poll_min_s * _GROWTH ** min(state.attempt_number - quick - 1, 64), health.slowest_poll_s)
-
-    async def sleep(delay: float) -> None:
-        nonlocal quick
-        if await hint.sleep(delay):
-            quick = polling.probes
-
-    def report(state: RetryCallState) -> None:
-        if state.attempt_number % health.log_every == 0:
-            on_waiting(state.attempt_number, polling.detail)
-
-    async def elsewhere() -> str:
-        nonlocal others, looked_at
-        if time.monotonic() - looked_at >= _LOOK_AROUND_S and child.pid:
-            ports = await look(partial(processes.listening_ports, child.pid, child.cookie)) or ()
-            others, looked_at = [port for port in ports if port != child.port], time.monotonic()
-        return f" (the child listens on port {', '.join(map(str, others))} instead)" if others else ""
-
-    await import_client()
-    async with child.client(timeout_s=child.profile.timeouts.probe_s) as client:
-
-        async def attempt() -> str | None:
-            polling.probes += 1
-            why_not = await probe(client, child)
-            polling.answered += why_not != _REFUSED
-            if why_not is None:
-                why_not = await _check_owner(child) or await _check_model(client, child)
-            elif why_not == _REFUSED:
-                why_not += await elsewhere()
-            polling.detail = why_not or "up"
-            return why_not
-
-        # No stop: the deadline is the lifecycle's, which races this wait against everything else that can happen.
-        retrying = AsyncRetrying(
-            sleep=sleep, wait=delay_s, retry=retry_if_result(lambda why_not: why_not is not None), before_sleep=report
+        why_not = f"health.accept raised {type(error).__name__}: {error}"
+    if why_not is None:
+        return None
+    detail = child.redact(str(why_not))
+    if status in (404, 405, 410) or 300 <= status < 400:
+        # Only the profile's author knows the right path; redirects are not followed, because they may lead anywhere.
+        return NotUp(
+            why=Why.WRONG_PATH,
+            detail=f"{detail} (is {health.path} the health path? `--health PATH`, Health.path in a profile, sets it)",
         )
-        await retrying(attempt)
+    return NotUp(why=Why.NOT_YET, detail=detail)
 
 
-async def get_text(client: httpx.AsyncClient, path: str, limit_s: float) -> str | None:
+async def get(client: httpx.AsyncClient, child: Child, path: str) -> tuple[int, str] | NotUp:
+    """GET within the profile's `probe_s`: the status and at most 1 MiB of the body, or why there is no answer."""
+    limit_s = child.profile.timeouts.probe_s
+    try:
+        with anyio.fail_after(limit_s):  # for the whole exchange; httpx's own limit is per operation
+            return await _fetch(client, path)
+    except Exception as error:  # noqa: BLE001  translated: httpx is not imported at module level
+        return await _translate(error, child, limit_s)
+
+
+def out_of_resources(error: BaseException) -> NotUp | None:
+    """The failed check, when what it met is a lack of this process's own; None: it is something else."""
+    found = detect(error)
+    return None if found is None else NotUp(why=Why.OUT_OF_RESOURCES, detail=f"out of resources here: {found.reason}")
+
+
+async def get_text(client: httpx.AsyncClient, child: Child, path: str) -> str | None:
     """The body of a 200 answer, else None. Never raises for an answer."""
-    try:
-        status, body = await _get(client, path, limit_s)
-    except Exception as error:  # noqa: BLE001  translated: httpx is not imported at module level
-        _describe(error, limit_s)
-        return None
-    return body if status == 200 else None
+    answer = await get(client, child, path)
+    return answer[1] if isinstance(answer, tuple) and answer[0] == 200 else None
 
 
-async def foreign_owner(child: Child) -> processes.Owner | None:
-    """Somebody else who receives connections to the child's address; None: nobody, or /proc does not tell.
-
-    Several may share a port (SO_REUSEPORT): then none is safe. OSError or RuntimeError: we have no means to look.
-    """
-    assert child.pid
-    ask = partial(processes.owners, child.port, child.pid, child.cookie, host=child.host)
-    owners = await anyio.to_thread.run_sync(ask, abandon_on_cancel=True) if processes.AVAILABLE else []
-    return next((owner for owner in owners if not owner.mine), None)
-
-
-async def _check_owner(child: Child) -> str | None:
-    try:
-        owner = await foreign_owner(child)
-    except (OSError, RuntimeError) as error:
-        if why_not := told(error):
-            return why_not
-        raise
-    if owner is not None:
-        raise PortTaken(
-            host=child.profile.host,
-            port=child.port,
-            pid=owner.pid,
-            command=owner.command(child.redact),
-            waited_s=0.0,
-        )
-    return None
+async def _fetch(client: httpx.AsyncClient, path: str) -> tuple[int, str]:
+    async with client.stream("GET", path, headers=_HEADERS) as response:
+        data = bytearray()
+        with anyio.CancelScope() as enough:  # cancelled, not left: Trio minds a generator that is dropped half-way
+            async for chunk in response.aiter_raw():
+                data += chunk[: MAX_BODY_BYTES - len(data)]
+                if len(data) >= MAX_BODY_BYTES:
+                    enough.cancel()
+        body = bytes(data)
+        if response.headers.get("Content-Encoding", "identity") != "identity":  # sent although nobody asked for it
+            with contextlib.suppress(zlib.error):
+                body = zlib.decompressobj(wbits=47).decompress(body, MAX_BODY_BYTES)  # 47: gzip or zlib
+        return response.status_code, body.decode("utf-8", "replace")
 
 
-async def _check_model(client: httpx.AsyncClient, child: Child) -> str | None:
-    health, limit_s = child.profile.health, child.profile.timeouts.probe_s
-    if health.model_id is None:
-        return None
-    try:
-        status, body = await _get(client, health.identity_path, limit_s)
-    except Exception as error:  # noqa: BLE001  translated: httpx is not imported at module level
-        return child.redact(f"{health.identity_path}: {_describe(error, limit_s)}")
-    if status in (401, 403, 404):
-        seen = f"{health.identity_path} answers HTTP {status}"
-    elif status != 200:
-        return f"{health.identity_path}: HTTP {status}"
-    else:
-        names = _model_names(body)
-        if health.model_id in names:
-            return None
-        seen = f"it lists {', '.join(map(repr, sorted(names))) or 'no model'}"
-    raise WrongModel(wanted=health.model_id, seen=child.redact(seen), waited_s=0.0)
-
-
-def _model_names(body: str) -> set[str]:
-    """Names in an OpenAI model list; a model that a router lists but has not loaded does not count."""
-    try:
-        entries = json.loads(body)["data"]
-        names: set[str] = set()
-        for entry in entries:
-            status = entry.get("status")
-            if not isinstance(status, dict) or status.get("value", "loaded") == "loaded":
-                names |= {entry["id"], *entry.get("aliases", ())}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return set()
-    return {name for name in names if isinstance(name, str)}
-
-
-async def _get(client: httpx.AsyncClient, path: str, limit_s: float) -> tuple[int, str]:
-    """GET within a limit for the whole exchange (httpx's own is per operation) and a bound on the body."""
-    with anyio.fail_after(limit_s):
-        async with client.stream("GET", path) as response:
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                if len(body) < _MAX_BODY_BYTES:  # no break: Trio minds a generator that is dropped half-way
-                    body += chunk
-            return response.status_code, body.decode("utf-8", "replace")
-
-
-def _describe(error: Exception, limit_s: float) -> str:
+async def _translate(error: Exception, child: Child, limit_s: float) -> NotUp:
     import httpx
 
-    if lack := told(error):
-        return lack
+    if failure := out_of_resources(error):
+        return failure
     match error:
         case TimeoutError() | httpx.TimeoutException():
-            return f"{_TIMED_OUT} {limit_s:g} s"
+            return NotUp(why=Why.TIMED_OUT, detail=f"no answer within {limit_s:g} s")
         case httpx.ConnectError():
-            return _REFUSED
-        case httpx.HTTPError() | OSError():
-            return f"{type(error).__name__}: {error}"
+            return NotUp(why=Why.REFUSED, detail="connection refused")
+        case httpx.RemoteProtocolError() | httpx.ReadError() | httpx.WriteError():
+            if not_http := await _what_listens(child, limit_s):
+                return NotUp(why=Why.NOT_HTTP, detail=f"port {child.port} {not_http}")
+    if isinstance(error, httpx.HTTPError | OSError):
+        return NotUp(
+            why=Why.BROKEN, detail=child.redact(f"the connection broke ({str(error) or type(error).__name__})")
+        )
     raise error
+
+
+async def _what_listens(child: Child, limit_s: float) -> str | None:
+    """What a listener speaks that answers the beginning of a TLS handshake, if it is not HTTP; None: it does not tell.
+
+    A server that speaks TLS answers with a record of TLS, one that speaks HTTP with HTTP or not at all, and others
+    often greet or complain.
+    """
+    said = b""
+    with contextlib.suppress(OSError, anyio.BrokenResourceError, anyio.EndOfStream), anyio.move_on_after(limit_s):
+        async with await anyio.connect_tcp(child.host, child.port) as stream:
+            await stream.send(_client_hello())
+            while len(said) < _SHOWN_BYTES:
+                said += await stream.receive(_SHOWN_BYTES)
+    if len(said) >= 2 and said[0] in _TLS_RECORDS and said[1] == 3:  # 3: the major version of all of TLS
+        return "speaks TLS, and probes speak plain HTTP: turn TLS off in the server"
+    if not said or said.startswith(b"HTTP/"):
+        return None
+    words = child.redact.cut(said.decode("utf-8", "replace")).split("\n")[0].strip()
+    return f"does not speak HTTP; it says {words!r}"
+
+
+def _client_hello() -> bytes:
+    """How a TLS client begins."""
+    outgoing = ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # nothing more is sent, and nothing is believed
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+    return outgoing.read()

@@ -1,24 +1,48 @@
-"""Readiness is a race between health, a stall and the deadline; the lifecycle adds the child's exit to it."""
+"""Waiting until the server is up: the poll of its health, and the race against a stall and the deadline.
+
+Polling is tenacity's, sleeping is ours: the sleep ends with the delay *or* with a hint (a log line that matches the
+engine's ready pattern), whichever is first, so that the poll can be slow and the detection fast.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Final
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
 from supervisor import events
 from supervisor.child import Child
 from supervisor.emitter import Emitter
 from supervisor.errors import LoadStalled, NotReady, ReadinessTimeout
 from supervisor.linux import processes
+from supervisor.linux.exhaustion import look
 from supervisor.logs.pump import LogPump
 from supervisor.process.process import Process
-from supervisor.readiness.probe import Hint, Polling, wait_up
+from supervisor.readiness.hint import Hint
+from supervisor.readiness.identity import check_model, check_owner
+from supervisor.readiness.probe import NotUp, Why, import_client, probe
 from supervisor.readiness.progress import LoadMeter
 from supervisor.timing.limits import running_limit
 from supervisor.timing.racing import race
 
+_GROWTH: Final = 1.5
+_LOOK_AROUND_S: Final = 1.0  # between two looks for other ports while probes are refused: /proc is not free
 
-async def until_up(child: Child, process: Process, pump: LogPump, hint: Hint, emit: Emitter) -> Polling:
+
+@dataclass(slots=True, kw_only=True)
+class Polling:
+    """How the wait goes, readable at any time: probes sent, how many reached a server, what the last one said."""
+
+    probes: int = 0
+    answered: int = 0
+    detail: str = "no probe was sent"
+
+
+async def wait_for_load(child: Child, process: Process, pump: LogPump, hint: Hint, emit: Emitter) -> Polling:
     """Waits until the server is up; reports progress and every so many failed probes on the way.
 
     Raises:
@@ -43,7 +67,7 @@ async def until_up(child: Child, process: Process, pump: LogPump, hint: Hint, em
 
     async def up() -> None:
         async with running_limit(limits.start_s):
-            await wait_up(child, polling, hint, on_waiting=partial(report_waiting, emit))
+            await poll_until_up(child, polling, hint, on_waiting=partial(report_waiting, emit))
             return
         raise ReadinessTimeout(waited_s=0.0, probes=polling.probes, detail=polling.detail)
 
@@ -64,6 +88,74 @@ async def until_up(child: Child, process: Process, pump: LogPump, hint: Hint, em
         raise
     await meter.finish()
     return polling
+
+
+async def poll_until_up(child: Child, polling: Polling, hint: Hint, *, on_waiting: Callable[[int, str], None]) -> None:
+    """Polls until the server is up *and* is ours *and* serves the model that the profile names. Has no end of its own.
+
+    Args:
+        child: the life in question.
+        polling: kept up to date, for whoever gives up on the wait.
+        hint: ends a pause early.
+        on_waiting: (failures, detail), called every `health.log_every` failures.
+
+    Raises:
+        PortTaken: the one who answers is not a process of the child's.
+        WrongModel: the child is up without the model.
+    """
+    health = child.profile.health
+    quick = 0  # the attempt at which the pace began anew
+    others = _OtherPorts(child)
+
+    def delay_s(state: RetryCallState) -> float:
+        return min(health.poll_min_s * _GROWTH ** min(state.attempt_number - quick - 1, 64), health.slowest_poll_s)
+
+    async def sleep(delay: float) -> None:
+        nonlocal quick
+        if await hint.sleep(delay):
+            quick = polling.probes
+
+    def report(state: RetryCallState) -> None:
+        if state.attempt_number % health.log_every == 0:
+            on_waiting(state.attempt_number, polling.detail)
+
+    await import_client()
+    async with child.client(timeout_s=child.profile.timeouts.probe_s) as client:
+
+        async def attempt() -> NotUp | None:
+            polling.probes += 1
+            not_up = await probe(client, child)
+            refused = not_up is not None and not_up.why is Why.REFUSED
+            polling.answered += not refused
+            if not_up is None:
+                not_up = await check_owner(child) or await check_model(client, child)
+            polling.detail = not_up.detail if not_up else "up"
+            if refused:
+                polling.detail += await others.describe()
+            return not_up
+
+        # No stop: the deadline is the caller's, who races this wait against everything else that can happen.
+        retrying = AsyncRetrying(
+            sleep=sleep, wait=delay_s, retry=retry_if_result(lambda not_up: not_up is not None), before_sleep=report
+        )
+        await retrying(attempt)
+
+
+class _OtherPorts:
+    """Ports other than the wanted one that the child listens on: a common reason why probes are refused."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._ports: list[int] = []
+        self._looked_at = time.monotonic()
+
+    async def describe(self) -> str:
+        """A remark in brackets, or nothing; /proc is looked at once a second at most."""
+        child = self._child
+        if time.monotonic() - self._looked_at >= _LOOK_AROUND_S and child.pid:
+            ports = await look(partial(processes.listening_ports, child.pid, child.cookie)) or ()
+            self._ports, self._looked_at = [port for port in ports if port != child.port], time.monotonic()
+        return f" (the child listens on port {', '.join(map(str, self._ports))} instead)" if self._ports else ""
 
 
 def report_waiting(emit: Emitter, failures: int, detail: str) -> None:

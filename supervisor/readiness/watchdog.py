@@ -17,8 +17,9 @@ import anyio
 
 from supervisor.child import Child
 from supervisor.linux import processes
-from supervisor.linux.exhaustion import look, ours, told
-from supervisor.readiness.probe import foreign_owner, get_text, probe, timed_out
+from supervisor.linux.exhaustion import look
+from supervisor.readiness.identity import foreign_owner
+from supervisor.readiness.probe import NotUp, Why, get_text, probe
 from supervisor.steps import Step
 
 _OWNER_EVERY: Final = 10  # checks between two looks at who listens
@@ -27,6 +28,9 @@ _OWNER_EVERY: Final = 10  # checks between two looks at who listens
 _WORK_CPU: Final = 0.2
 _WORK_BYTES_PER_S: Final = 1 << 20
 _EXCUSES: Final = 10
+# A Step that times out says less about a server that works: all its slots may be busy with long answers. Where counters
+# do not tell (see `Liveness.counters_path`), work excuses so many times `Liveness.misses` Steps in a row.
+_STEP_EXCUSES: Final = 4
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,23 +41,25 @@ class Watchdog:
         child: the life to watch.
         steps: tiny real inferences.
         run_step: runs one with its deadline; returns why it failed, or None.
-        on_shortage: told, once, that we lack what a check needs.
+        on_shortage: called once, with a few words, when this process lacks what a check needs.
     """
 
     child: Child
     steps: Sequence[Step]
-    run_step: Callable[[Step], Awaitable[str | None]]
+    run_step: Callable[[Step], Awaitable[NotUp | None]]
     on_shortage: Callable[[str], None]
     _misses: int = field(default=0, init=False)
     _excused: int = field(default=0, init=False)
-    _told: bool = field(default=False, init=False)
+    _excused_steps: int = field(default=0, init=False)
+    _reported: bool = field(default=False, init=False)
 
     async def until_unresponsive(self) -> tuple[int, str]:
         """Returns (failed checks in a row, what the last one said). Holds no connection between two checks.
 
         A probe that times out while the child's processes work is no miss, up to ten times `misses` in a row; nor is a
-        check that fails because *we* are out of descriptors, threads or memory, however often. Who listens is looked at
-        every tenth check; a foreign listener is a miss, and looked for again at the next check.
+        Step, up to four times, where the server has no counters that would tell. A check that fails because *this
+        process* is out of descriptors, threads or memory never is. Who listens is looked at every tenth check; a
+        foreign listener is a miss, and looked for again at the next check.
         Misses are counted, not timed: a clock that jumps makes no child unresponsive. Cancellation disarms it.
         """
         liveness = self.child.profile.liveness
@@ -62,60 +68,68 @@ class Watchdog:
         session = processes.Session(self.child.pid, self.child.cookie)
         used, used_at = await _usage(session), time.monotonic()
         checks = 0
-        foreign: str | None = None
+        foreign: NotUp | None = None
         while True:
             await anyio.sleep(liveness.period_s)
             async with self.child.client(timeout_s=self.child.profile.timeouts.probe_s) as client:
-                why_not = await probe(client, self.child)
+                failure = await probe(client, self.child)
             checks += 1
             was, was_at = used, used_at
             used, used_at = await _usage(session), time.monotonic()
-            if why_not is not None and timed_out(why_not) and _worked(was, used, used_at - was_at):
+            if failure is not None and failure.why is Why.TIMED_OUT and _worked(was, used, used_at - was_at):
                 self._excused += 1
                 if self._excused <= _EXCUSES * liveness.misses:
                     continue
-            elif why_not is None:
+            elif failure is None:
                 self._excused = 0
                 if foreign is not None or checks % _OWNER_EVERY == 0:
-                    why_not = foreign = await self._foreign()
-            if why_not is None and self.steps and time.monotonic() - worked_at >= liveness.inference_every_s:
+                    failure = foreign = await self._foreign()
+            if failure is None and self.steps and time.monotonic() - worked_at >= liveness.inference_every_s:
                 counters = await self._counters()
                 if counters is None or counters == before:
-                    why_not = await self._infer()
+                    failure = await self._infer(session)
                     counters = await self._counters()
-                if why_not is None:
+                if failure is None:
                     worked_at, before = time.monotonic(), counters
-            if why_not is not None and ours(why_not):
-                if not self._told:
-                    self._told = True
-                    self.on_shortage(why_not)
+            if failure is not None and failure.why is Why.BUSY:
                 continue
-            self._misses = 0 if why_not is None else self._misses + 1
-            if why_not is not None and self._misses >= liveness.misses:
-                return self._misses, why_not
+            if failure is not None and failure.why is Why.OUT_OF_RESOURCES:
+                if not self._reported:
+                    self._reported = True
+                    self.on_shortage(failure.detail)
+                continue
+            self._misses = 0 if failure is None else self._misses + 1
+            if failure is not None and self._misses >= liveness.misses:
+                return self._misses, failure.detail
 
-    async def _foreign(self) -> str | None:
-        try:
-            owner = await foreign_owner(self.child)
-        except (OSError, RuntimeError) as error:
-            if why_not := told(error):
-                return why_not
-            raise
-        if owner is None:
-            return None
-        who = f"pid {owner.pid} ({owner.command(self.child.redact)})" if owner.pid else "a process that we cannot see"
-        return f"{who} listens on {self.child.host}:{self.child.port} too"
+    async def _foreign(self) -> NotUp | None:
+        match await foreign_owner(self.child):
+            case processes.Owner() as owner:
+                pid, command = owner.pid, owner.command(self.child.redact)
+                who = f"pid {pid} ({command})" if pid else "a process that this user cannot see"
+                return NotUp(why=Why.FOREIGN, detail=f"{who} listens on {self.child.host}:{self.child.port} too")
+            case failure:
+                return failure
 
-    async def _infer(self) -> str | None:
+    async def _infer(self, session: processes.Session) -> NotUp | None:
         for step in self.steps:
-            before = await self._counters()
-            why_not = await self.run_step(step)
-            if why_not is not None and ours(why_not):
-                return why_not
-            if why_not is not None:
-                # A server that is merely busy makes our request wait, but its counters move meanwhile.
-                after = await self._counters()
-                return None if after is not None and after != before else f"step {step.name!r}: {why_not}"
+            before, used, began = await self._counters(), await _usage(session), time.monotonic()
+            failure = await self.run_step(step)
+            if failure is None:
+                self._excused_steps = 0
+                continue
+            if failure.why is Why.OUT_OF_RESOURCES:
+                return failure
+            # A server that is merely busy makes our request wait, but its counters move meanwhile.
+            after = await self._counters()
+            if after is not None and after != before:
+                return None
+            timed_out = after is None and failure.why is Why.TIMED_OUT
+            if timed_out and _worked(used, await _usage(session), time.monotonic() - began):
+                self._excused_steps += 1
+                if self._excused_steps <= _STEP_EXCUSES * self.child.profile.liveness.misses:
+                    return NotUp(why=Why.BUSY, detail=failure.detail)
+            return NotUp(why=failure.why, detail=f"step {step.name!r}: {failure.detail}")
         return None
 
     async def _counters(self) -> str | None:
@@ -123,7 +137,7 @@ class Watchdog:
         if liveness.counters_path is None or liveness.counters_pattern is None:
             return None
         async with self.child.client(timeout_s=self.child.profile.timeouts.probe_s) as client:
-            text = await get_text(client, liveness.counters_path, self.child.profile.timeouts.probe_s)
+            text = await get_text(client, self.child, liveness.counters_path)
         return None if text is None else "\n".join(m[0] for m in re.finditer(liveness.counters_pattern, text)) or None
 
 

@@ -88,6 +88,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("liveness.period_s", 0, DAY),
     ("liveness.misses", 0, "a whole number from 1 to 1000"),
     ("liveness.inference_every_s", 0, DAY),
+    ("liveness.step_s", 0, DAY),
     ("liveness.counters_pattern", "[", "a regular expression ("),
     ("liveness.counters_pattern", 5, "a regular expression ("),
     ("liveness.counters_path", "metrics", "a path that begins with /"),

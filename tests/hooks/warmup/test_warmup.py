@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
-from hooks.http.answer import BadAnswer
+from hooks.http.answer import Answer, BadAnswer
 from hooks.http.picture import red_square
-from hooks.warmup.request_file import RawJson
-from hooks.warmup.steps import Image, Ping, Text, Thinking, Tools, parse
+from hooks.warmup.request_file import RawJson, Repeat
+from hooks.warmup.steps import Image, Ping, Text, Thinking, Tools, liveness_after, parse
+from supervisor.child import Child
 from supervisor.errors import ProfileError
+from supervisor.redact import Redactor
 from supervisor.steps import Step
 from support import ROOT
-from tools.serve import KEY, running_fake, running_raw
+from tools.serve import KEY, child_at, running_fake, running_raw
 
 STEPS: list[Step] = [Text(), Ping(), Thinking(), Image(), Tools()]
 by_name = pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
@@ -313,3 +315,43 @@ def test_importing_the_steps_is_cheap() -> None:
     root = ROOT
     done = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
     assert done.stdout == "False\n"
+
+
+def test_liveness_asks_for_what_the_warmup_proved(tmp_path: Path) -> None:
+    """A chat earns the ping, a file for another route is asked again, and what proved nothing asks for nothing."""
+    chat = RawJson(path=saved(tmp_path, '{"messages": [{"role": "user", "content": "Hi"}]}'))
+    (tmp_path / "other").mkdir()
+    other = RawJson(path=saved(tmp_path / "other", '{"path": "/v1/completions", "body": {"prompt": "The sea is"}}'))
+    assert liveness_after((Text(),)) == liveness_after((chat,)) == liveness_after((other, Thinking())) == (Ping(),)
+    assert liveness_after((other,)) == liveness_after((other, other)) == (Repeat(request=other),)
+    assert liveness_after(()) == ()
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "sent"),
+    [
+        ("/v1/completions", {"prompt": "x"}, {"prompt": "x", "max_tokens": 1}),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 900}, {"prompt": "x", "max_tokens": 1}),
+        ("/v1/responses", {"input": "x", "max_output_tokens": 900}, {"input": "x", "max_output_tokens": 16}),
+        ("/v1/embeddings", {"input": "x"}, {"input": "x"}),
+    ],
+)
+@pytest.mark.anyio
+async def test_a_repeated_request_is_a_small_one(
+    tmp_path: Path, route: str, body: dict[str, object], sent: dict[str, object]
+) -> None:
+    """The watchdog's repetition of a file asks the same route for as few tokens as can be, and takes any content."""
+    heads: list[str] = []
+    seen: list[dict[str, object]] = []
+
+    async def ask(_: Child, path: str, asked: dict[str, object], **__: object) -> Answer:
+        heads.append(path)
+        seen.append(asked)
+        return Answer(status=200, body='{"object": "list"}', redact=Redactor(()))
+
+    step = Repeat(request=RawJson(path=saved(tmp_path, json.dumps({"path": route, "body": body}))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hooks.warmup.request_file.ask", ask)
+        await step(child_at(1))
+    assert heads == [route]
+    assert seen == [{"model": "fake-model", **sent}]

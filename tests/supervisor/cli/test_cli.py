@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -89,6 +90,14 @@ def test_no_port_to_give_is_an_argument_error() -> None:
     code, _, err = run("exec", "--", "/bin/true")
     assert code == 2
     assert "{port}" in err
+
+
+def test_the_command_needs_no_dashes_before_it() -> None:
+    """Options that follow the command's name are the command's, so that `--` may be left out."""
+    program = ("-c", "import sys; sys.exit(f'was given {sys.argv[1:]}')", "--port", "{port}", "--health", "x", "-h")
+    status, _, err = run("exec", sys.executable, *program)
+    assert status == 3, err
+    assert re.search(r"was given \['--port', '\d+', '--health', 'x', '-h'\]", err)
 
 
 def test_any_http_server() -> None:

@@ -14,7 +14,7 @@ import click
 import pytest
 
 from hooks.auth import AuthCheck
-from hooks.warmup import Ping, Text, Thinking
+from hooks.warmup import Ping, RawJson, Repeat, Text, Thinking
 from supervisor import events
 from supervisor.cli.notify import Notifier
 from supervisor.cli.options import override, shared_options
@@ -134,6 +134,14 @@ def test_warmups_replace_the_hooks_and_bring_a_liveness_check() -> None:
     _, hooks = overridden("--warmup", "text", "--warmup", "thinking", hooks=Hooks(warmup=(Text(),)))
     assert hooks.warmup == (Text(), Thinking())
     assert hooks.liveness == (Ping(),)
+
+
+def test_a_server_that_was_warmed_from_a_file_is_not_asked_to_chat(tmp_path: Path) -> None:
+    """A server of completions alone would refuse a chat, and a watchdog that insists would kill it."""
+    file = tmp_path / "request.json"
+    file.write_text('{"path": "/v1/completions", "body": {"prompt": "The sea is"}}')
+    _, hooks = overridden("--warmup", str(file))
+    assert hooks.liveness == (Repeat(request=RawJson(path=str(file))),)
 
 
 def test_the_auth_check_comes_once_and_last() -> None:

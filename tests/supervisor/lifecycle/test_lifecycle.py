@@ -50,7 +50,7 @@ from supervisor.errors import (
     WrongModel,
 )
 from supervisor.lifecycle.handle import Supervised
-from supervisor.readiness.probe import probe
+from supervisor.readiness.probe import NotUp, out_of_resources, probe
 from support import FAKE, TESTS, Recorder, alive, fake_profile, is_in
 
 pytestmark = pytest.mark.anyio
@@ -877,7 +877,7 @@ async def test_what_we_lack_is_no_miss(hungry: str, monkeypatch: pytest.MonkeyPa
         os.close(used)
         resource.setrlimit(resource.RLIMIT_NOFILE, (used, limits[1]))
 
-    async def sometimes(client: httpx.AsyncClient, child: Child) -> str | None:
+    async def sometimes(client: httpx.AsyncClient, child: Child) -> NotUp | None:
         nonlocal shortages
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         if hungry == "the probe":
@@ -885,10 +885,10 @@ async def test_what_we_lack_is_no_miss(hungry: str, monkeypatch: pytest.MonkeyPa
             starve()
         return await probe(client, child)
 
-    async def no_thread(_: Child) -> None:
+    async def no_thread(_: Child) -> NotUp | None:
         nonlocal shortages
         shortages += 1
-        raise RuntimeError("can't start new thread")
+        return out_of_resources(RuntimeError("can't start new thread"))
 
     async def hungry_step(child: Child) -> None:
         nonlocal shortages

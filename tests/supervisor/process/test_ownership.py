@@ -62,7 +62,7 @@ def test_a_listener_that_we_cannot_see_is_not_ours() -> None:
     port = free_port("127.0.0.1")
     script = f"""
 import anyio, anyio._backends._asyncio, encodings.idna, httpx, httpcore, os
-import supervisor.lifecycle.run, supervisor.readiness.probe, supervisor.logs.pump
+import supervisor.lifecycle.run, supervisor.readiness.identity, supervisor.logs.pump
 httpx.AsyncClient(trust_env=False)  # all imports happen before: the interpreter may be in root's home
 os.setgid(65534); os.setuid(65534)
 from supervisor import Profile, Hooks, supervise
