@@ -3,7 +3,8 @@
 May import hooks.http and supervisor.
 """
 
-from hooks.warmup.request_file import CHAT, RawJson, Repeat
-from hooks.warmup.steps import Image, Ping, Text, Thinking, Tools, chat, liveness_after, parse
+from hooks.warmup.liveness import Repeat, liveness_after
+from hooks.warmup.request_file import CHAT, RawJson
+from hooks.warmup.steps import Image, Ping, Text, Thinking, Tools, chat, parse
 
 __all__ = ["CHAT", "Image", "Ping", "RawJson", "Repeat", "Text", "Thinking", "Tools", "chat", "liveness_after", "parse"]

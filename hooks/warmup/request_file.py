@@ -14,16 +14,9 @@ from supervisor.errors import ProfileError
 if TYPE_CHECKING:
     from supervisor.child import Child
 
-__all__ = ["CHAT", "RawJson", "Repeat"]
+__all__ = ["CHAT", "RawJson"]
 
 CHAT: Final = "/v1/chat/completions"
-
-# Fields that limit what is generated, with the least that servers accept; and those to add where a file has none.
-_FEWEST_TOKENS: Final = {"max_tokens": 1, "max_completion_tokens": 1, "max_output_tokens": 16, "n_predict": 1}
-_LIMIT_OF: Final = {
-    "/v1/completions": frozenset({"max_tokens"}),
-    "/v1/responses": frozenset({"max_output_tokens"}),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,33 +94,6 @@ class RawJson:
     def _refuse(self, wanted: str, cause: Exception | None = None) -> NoReturn:
         wanted = wanted if isinstance(cause, OSError) else f"a file that holds {wanted}"
         raise ProfileError(field="warmup", value=os.fspath(self.path), allowed=wanted) from cause
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repeat:
-    """The watchdog's inference on a server that was warmed from a file: that request, cut to the fewest tokens.
-
-    The server must answer with a JSON object that is no error; what it wrote is not judged, as with `Ping`.
-
-    Attributes:
-        request: the file's.
-        deadline_s: see `Step`.
-    """
-
-    request: RawJson
-    deadline_s: float | None = None
-
-    @property
-    def name(self) -> str:
-        """For events and errors."""
-        return f"repeat {self.request.name}"
-
-    async def __call__(self, child: Child) -> None:
-        """Ask once."""
-        body = {"model": child.profile.health.model_id or "default", **self.request.body}
-        limits = {name for name in _FEWEST_TOKENS if name in body} or _LIMIT_OF.get(self.request.route, frozenset())
-        body |= {name: _FEWEST_TOKENS[name] for name in limits}
-        (await ask(child, self.request.route, body, timeout_s=self.deadline_s)).data()
 
 
 def _verify(answer: Answer) -> None:

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hooks.http import picture
 from hooks.http.answer import Answer, ask
-from hooks.warmup.request_file import CHAT, RawJson, Repeat
+from hooks.warmup.request_file import CHAT, RawJson
 from supervisor.errors import ProfileError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from supervisor.child import Child
     from supervisor.steps import Step
 
-__all__ = ["Image", "Ping", "Text", "Thinking", "Tools", "chat", "liveness_after", "parse"]
+__all__ = ["Image", "Ping", "Text", "Thinking", "Tools", "chat", "parse"]
 
 _FUNCTION: Final = "get_weather"
 _TOOL: Final = {
@@ -190,17 +190,6 @@ def parse(name_or_path: str) -> Step:
         return RawJson(path=name_or_path)
     allowed = "text, thinking, image, tools, or the path of a file that holds a request as JSON"
     raise ProfileError(field="warmup", value=name_or_path, allowed=allowed)
-
-
-def liveness_after(warmups: Sequence[Step]) -> tuple[Step, ...]:
-    """The watchdog's inference for a server that has passed these warmups: it asks for nothing that they did not prove.
-
-    `Ping` after a chat, a file's request again after a file for another route, nothing after other Steps.
-    """
-    for step in warmups:
-        if isinstance(step, Text | Thinking | Image | Tools) or (isinstance(step, RawJson) and step.route == CHAT):
-            return (Ping(),)
-    return tuple(Repeat(request=step) for step in warmups if isinstance(step, RawJson))[:1]
 
 
 async def chat(

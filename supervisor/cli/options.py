@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from hooks import auth
+from hooks.warmup import liveness_after
 from hooks.warmup import steps as warmup
 from supervisor.errors import ProfileError
 from supervisor.loading import variables
@@ -96,7 +97,7 @@ def override(profile: Profile, hooks: Hooks, given: dict[str, Any]) -> tuple[Pro
     if given["warmups"]:
         steps = tuple(map(warmup.parse, given["warmups"]))
         # Whoever asks for a warmup serves a model: then a tiny inference can show a hang that /health hides.
-        hooks = replace(hooks, warmup=steps, liveness=hooks.liveness or warmup.liveness_after(steps))
+        hooks = replace(hooks, warmup=steps, liveness=hooks.liveness or liveness_after(steps))
     if given["auth_check"] and not any(isinstance(step, auth.AuthCheck) for step in hooks.warmup):
         hooks = replace(hooks, warmup=(*hooks.warmup, auth.AuthCheck()))
     return profile, hooks

@@ -13,8 +13,9 @@ import pytest
 
 from hooks.http.answer import Answer, BadAnswer
 from hooks.http.picture import red_square
-from hooks.warmup.request_file import RawJson, Repeat
-from hooks.warmup.steps import Image, Ping, Text, Thinking, Tools, liveness_after, parse
+from hooks.warmup.liveness import Repeat, liveness_after
+from hooks.warmup.request_file import RawJson
+from hooks.warmup.steps import Image, Ping, Text, Thinking, Tools, parse
 from supervisor.child import Child
 from supervisor.errors import ProfileError
 from supervisor.redact import Redactor
@@ -351,7 +352,7 @@ async def test_a_repeated_request_is_a_small_one(
 
     step = Repeat(request=RawJson(path=saved(tmp_path, json.dumps({"path": route, "body": body}))))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hooks.warmup.request_file.ask", ask)
+        patch.setattr("hooks.warmup.liveness.ask", ask)
         await step(child_at(1))
     assert heads == [route]
     assert seen == [{"model": "fake-model", **sent}]
