@@ -1,20 +1,24 @@
-"""Whether the server asks for its key, and takes it."""
+"""A Step that proves that strangers are refused: the server asks for its key, and takes it."""
 
 from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hooks.http.answer import BadAnswer, ask
-from hooks.warmup.request_file import CHAT
+from hooks.http.chat import model_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from supervisor.child import Child
+    from supervisor.dialect import Request
 
 __all__ = ["AuthCheck", "AuthError"]
 
 _REFUSED: Final = (401, 403)
+_ABSENT: Final = (404, 405)  # no such route, or none that is asked like this
 _NO_KEY: Final = "without a key"
 _WRONG_KEY: Final = "with a wrong key"
 _OUR_KEY: Final = "with the profile's key"
@@ -22,7 +26,7 @@ _OUR_KEY: Final = "with the profile's key"
 
 @dataclass(eq=False)
 class AuthError(Exception):
-    """The server's door is not as the profile says.
+    """The server lets in whom the profile keeps out, or the other way round.
 
     Attributes:
         reason: what is wrong, and what to do.
@@ -43,66 +47,79 @@ class AuthError(Exception):
 class AuthCheck:
     """The key opens the server, and nothing else does.
 
-    A profile with an `api_key`: `path` and `completion_path` answer 401 or 403 without a key and with a wrong one,
-    and `path` answers 200 to the right one. Both are tried, because some servers protect only a part of their routes.
-    A `path` that is public is no hole while `completion_path` is closed (llama-server lists its models to everybody up
-    to b9940 at least, and not in b11434); the right key is then tried there.
+    A profile with an `api_key`: `path` and every request that makes the engine generate answer 401 or 403 without a
+    key and with a wrong one, and `path` answers 200 to the right one. Each is tried, because some servers protect only
+    a part of their routes. A `path` that is public is no hole while every generating request is refused; the right key
+    is then tried on the first of those. A generating route that the server does not have (404 or 405) is no hole
+    either, as long as another one is refused.
     A profile with `open_access`: `path` answers 200 without a key. A profile with neither fails.
     Keys travel as `Authorization: Bearer`.
 
     Attributes:
-        path: a route that wants the key and answers GET; not a health route, which are open.
-        completion_path: a route that generates, asked with POST; it must refuse before it generates. None: not asked.
+        path: a route that wants the key and answers GET; None: the route that lists the models, by the engine's
+            dialect; a route that the dialect calls open is not asked as a stranger.
+        generating: requests that generate, asked with POST; they must be refused before anything is generated. None:
+            those of the engine's dialect.
         name, deadline_s: see `Step`.
     """
 
-    path: str = "/v1/models"
-    completion_path: str | None = CHAT
+    path: str | None = None
+    generating: tuple[Request, ...] | None = None
     name: str = "auth"
     deadline_s: float | None = None
 
     async def __call__(self, child: Child) -> None:
-        """Knock at every door.
+        """Send each request with each kind of key.
 
         Raises:
             AuthError: a request got something else than it should; it lists all that were made.
         """
-        profile = child.profile
+        profile, doors = child.profile, self._doors(child)
         if profile.open_access:
-            knocks = [await self._knock(child, self.path, _NO_KEY)]
+            knocks = [await self._knock(child, doors[0], _NO_KEY)]
         elif profile.api_key is None:
             raise AuthError(
                 "the profile has no api_key, so nothing protects the server. "
                 "Set api_key, or open_access=True if everybody who reaches the port may use it."
             )
         else:
-            doors = [(path, key) for key in (_NO_KEY, _WRONG_KEY) for path in (self.path, self.completion_path) if path]
-            knocks = [await self._knock(child, path, key) for path, key in doors]
-            public = self._public(knocks)
-            knocks = [replace(knock, wanted=(200,)) if knock.path == public else knock for knock in knocks]
-            knocks.append(await self._knock(child, self.completion_path if public else self.path, _OUR_KEY))
+            closed = [door for door in doors if door.path not in profile.dialect.open_paths]
+            knocks = [await self._knock(child, door, key) for key in (_NO_KEY, _WRONG_KEY) for door in closed]
+            knocks, entrance = _judged(knocks, doors)
+            knocks.append(await self._knock(child, entrance, _OUR_KEY))
         if not all(knock.good for knock in knocks):
             raise AuthError(_reason(knocks), tuple(map(str, knocks)))
 
-    def _public(self, knocks: list[_Knock]) -> str | None:
-        """`path`, if strangers may see it although they may not generate."""
-        generating = [knock.good for knock in knocks if knock.path == self.completion_path]
-        seen = [knock.status == 200 for knock in knocks if knock.path == self.path]
-        return self.path if generating and all(generating) and all(seen) else None
+    def _doors(self, child: Child) -> list[_Door]:
+        """What is asked: `path` first, then every request that generates."""
+        dialect = child.profile.dialect
+        path = self.path or (dialect.models.path if dialect.models else None)
+        generating = dialect.generating if self.generating is None else self.generating
+        doors = [_Door(path=request.path, body={"model": model_of(child), **request.body}) for request in generating]
+        doors = [_Door(path=path), *doors] if path else doors
+        if not doors:
+            raise AuthError(f"the engine ({dialect.engine}) names no route to try. Name routes of the server.")
+        return doors
 
-    async def _knock(self, child: Child, path: str | None, key: str) -> _Knock:
-        assert path
-        prompt = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-        body = {"model": child.profile.health.model_id or "default", **prompt} if path == self.completion_path else None
+    async def _knock(self, child: Child, door: _Door, key: str) -> _Knock:
         # Made up anew each time: a fixed one might be somebody's key.
         headers = {"Authorization": f"Bearer {secrets.token_urlsafe(24)}"} if key == _WRONG_KEY else None
-        what = f"{'POST' if body else 'GET'} {path} {key}"
+        what = f"{'POST' if door.body else 'GET'} {door.path} {key}"
+        ours = key == _OUR_KEY
         try:
-            answer = await ask(child, path, body, with_key=key == _OUR_KEY, headers=headers, timeout_s=self.deadline_s)
+            answer = await ask(child, door.path, door.body, with_key=ours, headers=headers, timeout_s=self.deadline_s)
         except BadAnswer as error:
             raise AuthError("whether the server asks for its key cannot be told.", (f"{what}: {error}",)) from error
-        wanted = (200,) if key == _OUR_KEY or child.profile.open_access else _REFUSED
-        return _Knock(what=what, path=path, key=key, status=answer.status or 0, wanted=wanted, body=answer.excerpt)
+        wanted = (200,) if ours or child.profile.open_access else _REFUSED
+        return _Knock(what=what, door=door, key=key, status=answer.status or 0, wanted=wanted, body=answer.excerpt)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Door:
+    """A route, and the body of the request that makes the engine generate there; no body: GET."""
+
+    path: str
+    body: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +127,7 @@ class _Knock:
     """One request and what it got."""
 
     what: str
-    path: str
+    door: _Door
     key: str
     status: int
     wanted: tuple[int, ...]
@@ -122,13 +139,39 @@ class _Knock:
 
     def __str__(self) -> str:
         if self.good:
-            return f"{self.what}: HTTP {self.status}, as it should be"
+            absent = self.status in _ABSENT
+            return f"{self.what}: HTTP {self.status}, {'a route that is not there' if absent else 'as it should be'}"
         body = f": {self.body}" if self.body and self.status != 200 else ""
         return f"{self.what}: HTTP {self.status} instead of {' or '.join(map(str, self.wanted))}{body}"
 
 
+def _judged(knocks: list[_Knock], doors: list[_Door]) -> tuple[list[_Knock], _Door]:
+    """What strangers got, with what is no hole counted as good; and the request to try with the right key.
+
+    No hole is a route that is not there, and one that strangers may read, while every other generating request is
+    refused.
+    """
+    inside = [door for door in doors if door.body]
+    refused = [knock for knock in knocks if knock.door.body and knock.good]
+    absent = [knock for knock in knocks if knock.door.body and knock.status in _ABSENT] if refused else []
+    closed = bool(refused) and len(refused) + len(absent) == sum(knock.door.body is not None for knock in knocks)
+    readers = [knock for knock in knocks if not knock.door.body]
+    public = closed and all(knock.status == 200 for knock in readers)
+    judged = [
+        replace(knock, wanted=_ABSENT)
+        if knock in absent
+        else replace(knock, wanted=(200,))
+        if public and knock in readers
+        else knock
+        for knock in knocks
+    ]
+    lost = {knock.door.path for knock in absent}
+    guarded = next((door for door in inside if door.path not in lost), doors[0])
+    return judged, guarded if public else doors[0]
+
+
 def _reason(knocks: list[_Knock]) -> str:
-    """What the failed knocks mean together, and what to do."""
+    """What the failed requests mean together, and what to do."""
     entered = [knock.key for knock in knocks if not knock.good and knock.status == 200]
     failed = [knock for knock in knocks if not knock.good]
     if _NO_KEY in entered:
@@ -144,4 +187,7 @@ def _reason(knocks: list[_Knock]) -> str:
                 "Give the profile its api_key, or start the server without one."
             )
         return "the server refuses the profile's api_key. It was started with another one, or without seeing it."
-    return "the server neither lets in nor refuses. Name routes that it has: path answers GET, completion_path POST."
+    return (
+        "the server neither lets in nor refuses. "
+        "Name routes that it has: path answers GET, those in generating answer POST."
+    )

@@ -126,6 +126,7 @@ class Dialect:
         thinking: whether to think -> fields of a chat request.
         thinking_budget: tokens of thought at most (None: no limit) -> fields; None: the engine knows no budget.
         thinking_hint: what to look at when a budget is ignored.
+        fewest_tokens: fields of a request that limit what is generated, each with the least that the engine accepts.
         repeatable: seed -> fields that make a greedy request give the same answer each time, past any prompt cache.
         requests: how many requests run or wait; several readings are tried in order.
         token_counters: counters of tokens by name, which grow with every generation.
@@ -155,6 +156,9 @@ class Dialect:
     thinking: Callable[[bool], Fields] = template_switch
     thinking_budget: Callable[[int | None], Fields] | None = None
     thinking_hint: str = "see whether the engine's parser knows the model's thinking tags"
+    fewest_tokens: Mapping[str, int] = field(
+        default_factory=lambda: {"max_tokens": 1, "max_completion_tokens": 1, "max_output_tokens": 16}
+    )
     repeatable: Callable[[int], Fields] = seeded
     requests: tuple[Reading[int], ...] = ()
     token_counters: Reading[Mapping[str, float]] | None = None

@@ -25,10 +25,7 @@ _MEMORY: Final = (
     *("anon_inode:", "/dev/nvidia"),
 )
 
-_NO_MMAP: Final = (
-    'load without mmap: LlamaServer(load="no-mmap"), or llama-server --no-mmap or --load-mode none; '
-    "mapped weights stay out of the snapshot and are read from whatever file is there after a restore"
-)
+_MAPPED: Final = "mapped weights stay out of the snapshot and are read from whatever file is there after a restore"
 _STALE: Final = (
     "restart the server after its files were replaced and seal then, or have it close what it deletes; "
     "the file's content is nowhere to be found after a restore"
@@ -37,12 +34,13 @@ _CLOSE: Final = "have the server close it before the seal, or name it in `allowe
 _KEEP: Final = "never replace it in place while snapshots of this server are in use, or name it in `allowed`"
 
 
-def weights_mapped(tree: Tree, weights: Collection[str]) -> list[Finding]:
+def weights_mapped(tree: Tree, weights: Collection[str], no_mmap_hint: str) -> list[Finding]:
     """No file of the weights is mapped, whatever name it is mapped by.
 
     Args:
         tree: the reading.
         weights: all names of the weight files: absolute, and with links resolved.
+        no_mmap_hint: how the engine is told to load its weights without mapping them.
     """
     files = {tree.files[name] for name in weights if name in tree.files}
     return [
@@ -52,7 +50,7 @@ def weights_mapped(tree: Tree, weights: Collection[str]) -> list[Finding]:
             what=f"maps the weight file {_name(line.path)}",
             where=_line_of(process, line),
             line=line.text,
-            fix=_NO_MMAP,
+            fix=f"{no_mmap_hint}; {_MAPPED}",
         )
         for process, line in _mapped(tree)
         # By what is at the path now as well: the device of a maps line is another one on some file systems.

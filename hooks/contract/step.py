@@ -40,7 +40,7 @@ class SnapshotContract:
 
     The checks, by name. weights-mapped: no file of the profile's weights is mapped. stale-file: no deleted or replaced
     file is mapped or open. connection: no TCP connection leaves the tree. io-uring: none is set up. in-flight: the
-    server counts no request (`/slots`, `/metrics`). remounted: no file is open below `remounted`. command: the command
+    engine counts no request, if it counts any. remounted: no file is open below `remounted`. command: the command
     line is the profile's, else a warning. environment: the profile's variables are there. stray-secret: no variable
     that is named like a secret was inherited.
 
@@ -105,7 +105,7 @@ class SnapshotContract:
         if variables is None:
             raise ContractUnseen(f"/proc/{leader}/environ may not be read")
         return [
-            *weights_mapped(tree, weights),
+            *weights_mapped(tree, weights, child.profile.dialect.no_mmap_hint),
             *stale_files(tree, self.allowed),
             *io_uring(tree),
             *remounted(tree, _names(self.remounted), weights, self.allowed),

@@ -49,17 +49,13 @@ class Generation:
 
     @classmethod
     def read(cls, answer: Answer) -> Generation:
-        """The generation in an answer of `/v1/chat/completions`.
+        """The generation in the answer of a chat completion.
 
         Raises:
             BadAnswer: the answer is none, its text is blank or degenerate, or a log-probability is no number that the
                 token of a greedy choice can have.
         """
-        message = answer.message()
-        parts = {"content": message.get("content")}
-        if thoughts := message.get("reasoning_content") or message.get("reasoning"):
-            parts["reasoning_content"] = thoughts
-        text = answer.text(parts)
+        text = answer.text({"content": answer.message().get("content"), **answer.thoughts()})
         given = answer.choice().get("logprobs")
         rows = given.get("content") if isinstance(given, dict) else None
         if not rows:

@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Any, Final
 from hooks.golden.generation import Generation
 from hooks.http import picture
 from hooks.http.answer import BadAnswer
+from hooks.http.chat import chat
 from hooks.http.text import shorten
-from hooks.warmup.steps import chat
 from supervisor.errors import require
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Golden:
 
     async def _ask(self, child: Child, with_logprobs: bool) -> Generation:
         content = self.prompt if self.picture is None else picture.content(self.prompt, self.picture)
-        more: dict[str, Any] = {"top_k": 1, "seed": self.seed, "cache_prompt": False}
+        more = dict(child.profile.dialect.repeatable(self.seed))
         if with_logprobs:
             more |= {"logprobs": True, "top_logprobs": 1}
         return Generation.read(await chat(child, content, self.max_tokens, self.deadline_s, **more))

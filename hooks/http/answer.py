@@ -1,7 +1,8 @@
-"""What a model server answered, and whether that is an answer at all.
+"""One request to a model server, and the judgement whether its answer is one.
 
 HTTP 200 is not enough: a server that came up wrong answers 200 with an error object, with nothing, or with one token
-for ever. `ask` fetches, `Answer` is asked for what must be in it, and `BadAnswer` says what was there instead.
+for ever. `ask` sends the request, an `Answer` gives out what must be in it, and `BadAnswer` says what was there
+instead.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import anyio
 
 from hooks.http.text import BLANK, flaw, plain, shorten
+from supervisor.dialect import Dialect
 from supervisor.timing.limits import running_limit
 
 if TYPE_CHECKING:
@@ -24,19 +26,20 @@ if TYPE_CHECKING:
     from supervisor.child import Child
     from supervisor.redact import Redactor
 
-__all__ = ["Answer", "BadAnswer", "ask"]
+__all__ = ["Answer", "BadAnswer", "ask", "thoughts_of"]
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+_PLAIN: Final = Dialect()
 
 
 @dataclass(eq=False)
 class BadAnswer(Exception):
-    """The server answered something that is no answer, or nothing.
+    """The server sent no answer, or one that no working server gives.
 
     Attributes:
         reason: what is wrong, redacted.
-        status: of HTTP; None when the answer did not get that far.
-        body: as much as fits in a message: white space normalised, the middle cut out, redacted.
+        status: the HTTP status; None when none came.
+        body: as much of it as fits in a message: white space normalised, the middle cut out, redacted.
     """
 
     reason: str
@@ -54,19 +57,21 @@ class BadAnswer(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One answer over HTTP, read and bounded. Every method raises `BadAnswer` when the answer does not hold it.
+    """One answer over HTTP, of bounded size. A method raises `BadAnswer` when the answer lacks what it returns.
 
     Attributes:
-        status: of HTTP; None when the answer did not get that far.
+        status: the HTTP status; None when none came.
         body: the text as it came, not redacted.
         redact: masks secrets in what goes into an error.
         whole: False when the body was cut off, so that its end may be a part of a secret.
+        dialect: how the engine speaks that answered.
     """
 
     status: int | None
     body: str = field(repr=False)
     redact: Redactor = field(repr=False, compare=False)
     whole: bool = True
+    dialect: Dialect = field(default=_PLAIN, repr=False, compare=False)
 
     @property
     def excerpt(self) -> str:
@@ -74,7 +79,7 @@ class Answer:
         return shorten(self.redact(self.body) if self.whole else self.redact.cut(self.body))
 
     def bad(self, reason: str) -> BadAnswer:
-        """The error for this answer; `reason` is redacted here."""
+        """The error that says why this answer is bad; `reason` is redacted here."""
         return BadAnswer(self.redact(reason).rstrip("."), self.status, self.excerpt)
 
     def data(self) -> dict[str, Any]:
@@ -115,6 +120,16 @@ class Answer:
         message = self.message()
         return self.text({"content": message.get("content")})
 
+    def thoughts(self) -> dict[str, object]:
+        """What the model thought, by the field of the message that holds it; empty when no field holds anything."""
+        return thoughts_of(self.message(), self.dialect)
+
+    def written(self) -> str:
+        """The message's content, or its thoughts where the content is blank."""
+        # Without thoughts the error names the field in which they were expected.
+        thoughts = self.thoughts() or dict.fromkeys(self.dialect.thoughts[:1])
+        return self.text({"content": self.message().get("content"), **thoughts})
+
     def text(self, parts: Mapping[str, object]) -> str:
         """The first part that is not blank; no part may be text that only a broken model writes.
 
@@ -134,17 +149,22 @@ class Answer:
         return next(iter(written.values()))
 
     def hint(self) -> str:
-        """Why something may be missing: a phrase in brackets when the answer tells, else empty."""
+        """Why something may be missing: a phrase in brackets, or an empty text when the answer does not show it."""
         try:
             choice = self.choice()
         except BadAnswer:
             return ""
         message = choice.get("message")
-        thought = isinstance(message, dict) and (message.get("reasoning_content") or message.get("reasoning"))
+        thought = isinstance(message, dict) and thoughts_of(message, self.dialect)
         if choice.get("finish_reason") == "length":
             spent = " and was spent on thinking" if thought else ""
             return f" (max_tokens was reached{spent}: raise it{', or turn thinking off' if thought else ''})"
         return ""
+
+
+def thoughts_of(message: Mapping[str, Any], dialect: Dialect) -> dict[str, object]:
+    """The first field of a message that holds thoughts, and what it holds; empty when there is none."""
+    return next(({name: message[name]} for name in dialect.thoughts if message.get(name)), {})
 
 
 async def ask(
@@ -156,11 +176,11 @@ async def ask(
     headers: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
 ) -> Answer:
-    """One request on a connection of its own, which is closed on return, whatever happens (a cancel too).
+    """Sends one request on a connection of its own, which is closed on return, also when it is cancelled.
 
     Args:
-        child: whom to ask.
-        path: of the route, with its leading slash.
+        child: the server.
+        path: the route, with its leading slash.
         body: sent as JSON with POST; None: a GET.
         with_key: send the profile's key, if it has one.
         headers: sent in addition.
@@ -179,10 +199,13 @@ async def ask(
     response: httpx.Response | None = None
     data = bytearray()
 
+    def answer(status: int | None, body: str, *, whole: bool) -> Answer:
+        return Answer(status=status, body=body, redact=child.redact, whole=whole, dialect=child.profile.dialect)
+
     def fail(reason: str, cause: Exception | None) -> NoReturn:
         status = response.status_code if response is not None else None
         text = data.decode(errors="replace")
-        raise Answer(status=status, body=text, redact=child.redact, whole=False).bad(reason) from cause
+        raise answer(status, text, whole=False).bad(reason) from cause
 
     # Compressed, a few KiB of body could hold more than the limit.
     headers = {"Accept-Encoding": "identity", **(headers or {})}
@@ -214,11 +237,11 @@ async def ask(
     if enough.cancel_called:
         del data[MAX_BODY_BYTES:]
         fail(f"the answer is longer than {MAX_BODY_BYTES} bytes, and was not read to its end", None)
-    return Answer(status=response.status_code, body=data.decode(errors="replace"), redact=child.redact)
+    return answer(response.status_code, data.decode(errors="replace"), whole=True)
 
 
 def _words(error: httpx.RequestError, received: int | None) -> str:
-    """A transport failure, told; `received` bytes of the body came, None when not even a status did."""
+    """A transport failure in words; `received` bytes of the body came, None when not even a status did."""
     import httpx
 
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):

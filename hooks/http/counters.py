@@ -1,16 +1,14 @@
-"""What a server counts of its own work: the token counters of its Prometheus page."""
+"""The counters by which an engine shows that it generates."""
 
 from __future__ import annotations
 
-import math
-import re
 from typing import TYPE_CHECKING, Final
 
 import anyio
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_fixed
 
 from hooks.http.answer import ask
-from hooks.http.text import shorten
+from hooks.http.dialect import Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,34 +17,32 @@ if TYPE_CHECKING:
 
 __all__ = ["moved", "token_counters"]
 
-# llamacpp:tokens_predicted_total, vllm:generation_tokens_total{model_name="..."}, sglang:prompt_tokens_total{...}
-_COUNTER: Final = re.compile(r"(?m)^([A-Za-z_:][\w:]*token[\w:]*_total)(?:\{[^}\n]*\})?[ \t]+(\S+)")
 _MOVED_S: Final = 3.0  # a counter may be updated a moment after the answer
 
 
 async def token_counters(child: Child) -> Mapping[str, float]:
-    """`/metrics` counters of tokens, by name, labels added up.
+    """The engine's counters of tokens, by name.
 
     Raises:
-        BadAnswer: there is no such page, or it holds no such counter.
+        Unsupported: the engine has no such counters.
+        BadAnswer: the page is missing, or holds no such counter.
     """
-    answer = await ask(child, "/metrics")
+    dialect = child.profile.dialect
+    if dialect.token_counters is None:
+        raise Unsupported(f"the engine ({dialect.engine}) has no counters of tokens")
+    path = dialect.token_counters.path
+    answer = await ask(child, path)
+    hint = f" ({dialect.metrics_hint})" if dialect.metrics_hint else ""
     if answer.status != 200:
-        raise answer.bad(f"/metrics answered HTTP {answer.status} (llama-server needs --metrics)")
-    found: dict[str, float] = {}
-    for name, value in _COUNTER.findall(answer.body):
-        try:
-            found[name] = found.get(name, 0.0) + float(value)
-        except ValueError:
-            raise answer.bad(f"{name} is {shorten(value, 40)}, not a number") from None
-    found = {name: value for name, value in found.items() if "seconds" not in name}
-    if not found or not all(map(math.isfinite, found.values())):
-        raise answer.bad("/metrics holds no counter of tokens")
+        raise answer.bad(f"{path} answered HTTP {answer.status}{hint}")
+    found = dialect.token_counters.read(answer.body)
+    if not found:
+        raise answer.bad(f"{path} holds no counter of tokens, or one without a number{hint}")
     return found
 
 
 async def moved(child: Child, before: Mapping[str, float]) -> dict[str, float]:
-    """How much each counter grew, once one did; empty when none did for 3 s."""
+    """How much each counter has grown, as soon as one has; empty when none grows within 3 s."""
 
     async def look() -> dict[str, float]:
         after = await token_counters(child)

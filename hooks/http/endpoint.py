@@ -1,4 +1,4 @@
-"""A model server that runs elsewhere, at a URL: how Steps reach it, and a record of what came over the wire."""
+"""A model server that runs elsewhere, at a URL: how Steps reach it, and a record of each request and its answer."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import httpx
 
 from hooks.http.text import shorten
 from supervisor.child import Child
+from supervisor.dialect import Dialect
 from supervisor.errors import ProfileError
 from supervisor.profile import Health, Profile, Timeouts
 from supervisor.redact import MASK, Redactor, Secret
@@ -39,7 +40,8 @@ class Endpoint:
         url: `http` or `https`, with a path prefix if need be. A trailing `/v1`, as clients are configured with, goes.
         api_key: sent as `Authorization: Bearer`.
         open_access: it is meant to answer without a key.
-        model: the name to ask for; None: the first that `/v1/models` lists.
+        model: the name to ask for; None: the first that the server lists.
+        dialect: how its engine speaks; None: not known, and taken for that of any OpenAI-compatible server.
         timeout_s: of each network operation (connecting: 10 s at most), so also of a whole answer without streaming.
 
     Raises:
@@ -51,6 +53,7 @@ class Endpoint:
     api_key: Secret | None = None
     open_access: bool = False
     model: str | None = None
+    dialect: Dialect | None = None
     timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
@@ -70,6 +73,7 @@ class Endpoint:
             open_access=self.open_access,
             health=Health(model_id=self.model),
             timeouts=Timeouts(step_s=self.timeout_s),
+            dialect=self.dialect or Dialect(),
         )
         return Visit(profile=profile, port=profile.port, pid=None, redact=Redactor(profile.secrets), base_url=self.url)
 

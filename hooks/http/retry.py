@@ -1,4 +1,4 @@
-"""Waiting for a server whose container is still coming up: refusals are retried, counted and timed."""
+"""Retries while a server's container is still coming up: each refusal is counted, and the wait is timed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ __all__ = ["NeverAnswered", "Patience", "Persisted"]
 T = TypeVar("T")
 
 TRANSIENT: Final = (502, 503, 504)
-_LOADING: Final = "Loading model"  # what llama-server itself says while it loads
 _HOPELESS: Final = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")  # of TLS; waiting cures neither
 
 
@@ -71,9 +70,11 @@ class Patience:
 
     Attributes:
         deadline_s: from the first attempt on; it also ends an attempt that hangs.
+        loading: words of engines that are still loading, by which a refusal of theirs is named.
     """
 
     deadline_s: float
+    loading: tuple[str, ...] = ()
 
     async def until(self, attempt: Callable[[float], Awaitable[T]]) -> Persisted[T]:
         """Calls `attempt` until it gets through.
@@ -94,7 +95,7 @@ class Patience:
             try:
                 return await attempt(max(began + self.deadline_s - last, 0.1))
             except BadAnswer as error:
-                if (why := _refusal(error)) is None:
+                if (why := self._refusal(error)) is None:
                     raise
                 refusals[why] += 1
                 raise _NotYet from error
@@ -110,22 +111,22 @@ class Patience:
             return Persisted(value=value, wait_s=last - began if refusals else 0.0, refusals=dict(refusals))
         raise NeverAnswered(time.monotonic() - began, words(refusals) or "the request hung")
 
+    def _refusal(self, error: BadAnswer) -> str | None:
+        """What kind of refusal it is; None when waiting is no use."""
+        cause = error.__cause__
+        if error.status in TRANSIENT:
+            says = next((f" ({text})" for text in self.loading if text in error.body), "")
+            return f"HTTP {error.status}{says}"
+        if isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout):
+            return None if any(mark in _all_said(cause) for mark in _HOPELESS) else "no connection"
+        if isinstance(cause, httpx.NetworkError | httpx.RemoteProtocolError | httpx.ProxyError):
+            return "the connection broke"
+        return None
+
 
 def words(refusals: Mapping[str, int]) -> str:
     """Refusals for a person: `3 x HTTP 503, 1 x no connection`."""
     return ", ".join(f"{count} x {why}" for why, count in refusals.items())
-
-
-def _refusal(error: BadAnswer) -> str | None:
-    """What kind of refusal it is; None when waiting is no use."""
-    cause = error.__cause__
-    if error.status in TRANSIENT:
-        return f"HTTP {error.status}{f' ({_LOADING})' if _LOADING in error.body else ''}"
-    if isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout):
-        return None if any(mark in _all_said(cause) for mark in _HOPELESS) else "no connection"
-    if isinstance(cause, httpx.NetworkError | httpx.RemoteProtocolError | httpx.ProxyError):
-        return "the connection broke"
-    return None
 
 
 def _all_said(error: BaseException | None) -> str:

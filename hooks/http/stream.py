@@ -1,12 +1,12 @@
-"""Chat as a stream of server-sent events: what was written, and when it came."""
+"""A chat completion as a stream of server-sent events: its text, and when each part came."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hooks.http.answer import Answer, ask
-from hooks.warmup.request_file import CHAT
+from hooks.http.answer import Answer, ask, thoughts_of
+from hooks.http.dialect import route
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -45,17 +45,19 @@ async def stream(visit: Visit, body: Mapping[str, Any], *, timeout_s: float | No
     """Asks for a chat completion as a stream, and reads it to the end.
 
     Args:
-        visit: whom to ask.
+        visit: the server.
         body: of the request; `stream` and `stream_options` are added.
         timeout_s: of each network operation; None: the visit's.
 
     Raises:
         BadAnswer: no 200, an error, no text, broken events, or the end is missing.
+        Unsupported: the engine has no chat route.
     """
     alone = visit.alone()
+    path = route(visit, "chat_path")
     wish = {"stream": True, "stream_options": {"include_usage": True}}
     try:
-        answer = await ask(alone, CHAT, {**body, **wish}, timeout_s=timeout_s)
+        answer = await ask(alone, path, {**body, **wish}, timeout_s=timeout_s)
     finally:
         visit.exchanges.extend(alone.exchanges)
     return _read(answer, alone.exchanges[-1])
@@ -74,18 +76,19 @@ def _read(answer: Answer, exchange: Exchange) -> Stream:
         if data == "[DONE]":
             done = True
             continue
-        event = Answer(status=answer.status, body=data, redact=answer.redact).data()
+        one = replace(answer, body=data)
+        event = one.data()
         usage = event.get("usage")
         if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
             tokens = usage["completion_tokens"]
         if not event.get("choices"):
             continue  # the last event of a stream with usage
-        choice = Answer(status=answer.status, body=data, redact=answer.redact).choice()
+        choice = one.choice()
         finished = finished or choice.get("finish_reason") is not None
         delta = choice.get("delta")
         if not isinstance(delta, dict):
             continue
-        said, thought = delta.get("content"), delta.get("reasoning_content") or delta.get("reasoning")
+        said, thought = delta.get("content"), next(iter(thoughts_of(delta, answer.dialect).values()), None)
         if isinstance(said, str) and said:
             content += said
             times.append(when)
@@ -100,7 +103,7 @@ def _read(answer: Answer, exchange: Exchange) -> Stream:
     if not (done and finished):
         raise answer.bad(f"the stream ended without {'[DONE]' if finished else 'a finish_reason'}")
     return Stream(
-        text=answer.text({"content": content, "reasoning_content": thoughts}),
+        text=answer.text({"content": content, "the reasoning": thoughts}),
         tokens=tokens if tokens is not None else len(times),
         began=exchange.began,
         first_token_s=times[0] - exchange.began,

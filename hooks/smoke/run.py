@@ -18,16 +18,18 @@ import anyio
 
 from hooks.auth import AuthError
 from hooks.http.answer import Answer, BadAnswer, ask
+from hooks.http.dialect import Unsupported, loading_words
 from hooks.http.retry import TRANSIENT, NeverAnswered, Patience, words
-from hooks.smoke.checks import CHECKS, Doubt, Finding, Moot, model_names
+from hooks.smoke.checks import CHECKS, Doubt, Moot, Passed
 from hooks.smoke.report import Outcome, Report, Row
 from hooks.smoke.wake import Wake
 from supervisor.errors import require
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from hooks.http.endpoint import Endpoint, Visit
+    from supervisor.dialect import Dialect
 
 __all__ = ["NAMES", "Options", "smoke"]
 
@@ -44,7 +46,7 @@ class Options:
     Attributes:
         skip, only: names of checks, see `NAMES`. `image` is skipped by itself on a model without vision, `thinking` on
             one that does not think; named in `only` or in `must`, they fail.
-        slots: requests that the server serves at once; None: as `/props` says.
+        slots: requests that the server serves at once; None: as the server says.
         deadline_s: for the endpoint to come up, at first and again after the idle time.
         check_s: one check at most, without the idle time and the wait for the wake.
         idle_s: so long without traffic before the wake; None: no wake.
@@ -93,6 +95,7 @@ async def smoke(
     endpoint: Endpoint,
     options: Options,
     *,
+    dialects: Sequence[Dialect] = (),
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     on_start: Callable[[str], None] = lambda _: None,
 ) -> Report:
@@ -101,8 +104,10 @@ async def smoke(
     Args:
         endpoint: what to test.
         options: what to check.
+        dialects: of engines that may answer there; the list of models says which one it is. An endpoint whose own
+            dialect is set is not asked.
         sleep: lets the idle time pass, seconds.
-        on_start: told the name of each check before it runs.
+        on_start: called with the name of each check before it runs.
 
     Returns:
         A row for `wait` and one for each check, in order; only `wait` when the endpoint never came up. No failure of
@@ -110,9 +115,9 @@ async def smoke(
     """
     began = time.monotonic()
     on_start("wait")
-    rows = [await _row("wait", endpoint.visit(), partial(_wait, options=options), math.inf)]
+    rows = [await _row("wait", endpoint.visit(), partial(_wait, options=options, dialects=dialects), math.inf)]
     if rows[0].outcome == "ok":
-        endpoint = await _named(endpoint)
+        endpoint = await _recognised(endpoint, dialects)
         for name in NAMES:
             if reason := options.why_not(name):
                 rows.append(Row(name=name, outcome="skipped", took_s=0.0, detail=reason))
@@ -128,7 +133,7 @@ async def smoke(
 
 def _check_of(
     name: str, options: Options, sleep: Callable[[float], Awaitable[None]]
-) -> tuple[Callable[[Visit], Awaitable[Finding]], float]:
+) -> tuple[Callable[[Visit], Awaitable[Passed]], float]:
     """A check, and the seconds that it may take."""
     if name != _WAKE:
         check = CHECKS[name]
@@ -138,11 +143,11 @@ def _check_of(
     return wake, options.check_s + options.idle_s + options.deadline_s
 
 
-async def _row(name: str, visit: Visit, check: Callable[[Visit], Awaitable[Finding]], limit_s: float) -> Row:
-    """Runs one check, and tells whatever comes of it."""
+async def _row(name: str, visit: Visit, check: Callable[[Visit], Awaitable[Passed]], limit_s: float) -> Row:
+    """Runs one check and reports its outcome, whatever it is."""
     began = time.monotonic()
     evidence: tuple[str, ...] | None = None
-    finding: Finding | None = None
+    finding: Passed | None = None
     outcome: Outcome = "failed"
     try:
         with anyio.fail_after(None if limit_s == math.inf else limit_s):
@@ -154,7 +159,7 @@ async def _row(name: str, visit: Visit, check: Callable[[Visit], Awaitable[Findi
         detail, evidence = error.reason, error.seen
     except (Doubt, NeverAnswered) as error:
         detail = str(error)
-    except Moot as error:
+    except (Moot, Unsupported) as error:
         detail, outcome = str(error), "skipped"
     except TimeoutError:
         detail = f"not done after {limit_s:g} s"
@@ -168,8 +173,8 @@ async def _row(name: str, visit: Visit, check: Callable[[Visit], Awaitable[Findi
     )
 
 
-async def _wait(visit: Visit, options: Options) -> Finding:
-    """Until the endpoint answers. A refused key is an answer."""
+async def _wait(visit: Visit, options: Options, dialects: Sequence[Dialect]) -> Passed:
+    """Wait until the endpoint answers. A refused key is an answer."""
 
     async def attempt(left_s: float) -> Answer:
         answer = await ask(visit, options.health_path, timeout_s=left_s)
@@ -177,20 +182,31 @@ async def _wait(visit: Visit, options: Options) -> Finding:
             raise answer.bad("not up")
         return answer
 
-    up = await Patience(deadline_s=options.deadline_s).until(attempt)
+    patience = Patience(deadline_s=options.deadline_s, loading=loading_words(visit.profile.dialect, *dialects))
+    up = await patience.until(attempt)
     before = f"after {up.wait_s:.2f} s ({words(up.refusals)})" if up.refusals else "at once"
-    return Finding(
+    return Passed(
         detail=f"{options.health_path} answered HTTP {up.value.status} {before}",
         numbers={"wait_s": up.wait_s, "refusals": sum(up.refusals.values())},
     )
 
 
-async def _named(endpoint: Endpoint) -> Endpoint:
-    """The endpoint with the name of a model, when it tells one; the check `model` says when it does not."""
-    if endpoint.model:
+async def _recognised(endpoint: Endpoint, dialects: Sequence[Dialect]) -> Endpoint:
+    """The endpoint with its engine's dialect and the name of a model, as far as its list of models tells them.
+
+    What it does not tell is left as it was; the check `model` says what is wrong with the list.
+    """
+    reading = endpoint.visit().profile.dialect.models
+    if reading is None or (endpoint.dialect and endpoint.model):
         return endpoint
     try:
-        names = model_names(await ask(endpoint.visit(), "/v1/models"))
+        answer = await ask(endpoint.visit(), reading.path)
+        entries = answer.data().get("data")
     except BadAnswer:
         return endpoint
-    return replace(endpoint, model=names[0]) if names and names[0].strip() else endpoint
+    names = reading.read(answer.body) or ()
+    entries = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    owners = [entry.get("owned_by") for entry in entries]
+    dialect = next((dialect for dialect in dialects if dialect.owned_by in owners), None)
+    model = next((name for name in names if name.strip()), None)
+    return replace(endpoint, dialect=endpoint.dialect or dialect, model=endpoint.model or model)

@@ -9,9 +9,10 @@ import anyio
 
 from hooks.http.answer import BadAnswer
 from hooks.http.counters import moved, token_counters
+from hooks.http.dialect import Unsupported, loading_words
 from hooks.http.retry import Patience, words
 from hooks.http.stream import stream
-from hooks.smoke.checks import Doubt, Finding, chat_body
+from hooks.smoke.checks import Doubt, Passed, repeatable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -26,9 +27,9 @@ __all__ = ["Wake"]
 class Wake:
     """Lets an endpoint idle, and times the first token of the request that wakes it.
 
-    The time is told in two parts. `platform_s`: 502, 503, 504 or no connection, while a container comes up. `server_s`:
-    from the request that got through to its first token. A platform that holds the request back instead of
-    refusing it has its time in `server_s`; the same request asked warm, before the idle time, shows how much that is.
+    The time has two parts. `platform_s`: 502, 503, 504 or no connection, while a container comes up. `server_s`: from
+    the request that got through to its first token. A platform that holds the request back instead of refusing it has
+    its time in `server_s`; the same request asked warm, before the idle time, shows how much that is.
 
     Whether the server went away at all is read from its token counters: they go on in a server that stayed, and fall
     back in one that was restored or started anew.
@@ -45,7 +46,7 @@ class Wake:
     limit_s: float | None = None
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep
 
-    async def __call__(self, visit: Visit) -> Finding:
+    async def __call__(self, visit: Visit) -> Passed:
         """Ask warm, idle, wake.
 
         Raises:
@@ -53,7 +54,7 @@ class Wake:
             NeverAnswered: it did not come up again.
             Doubt: it took longer than `limit_s`.
         """
-        body = chat_body(visit, "Write one sentence about the moon.", 16)
+        body = repeatable(visit, "Write one sentence about the moon.", 16)
         warm = await stream(visit, body)
         before = await _counters(visit)
         await self.sleep(self.idle_s)
@@ -61,7 +62,7 @@ class Wake:
         async def attempt(left_s: float) -> Stream:
             return await stream(visit, body, timeout_s=left_s)
 
-        woken = await Patience(deadline_s=self.deadline_s).until(attempt)
+        woken = await Patience(deadline_s=self.deadline_s, loading=loading_words(visit.profile.dialect)).until(attempt)
         server_s = woken.value.first_token_s
         total_s = woken.wait_s + server_s
         refused = f" ({words(woken.refusals)})" if woken.refusals else ""
@@ -74,7 +75,7 @@ class Wake:
         stayed = None if before is None else bool(await _grown(visit, before))
         if stayed:
             detail += ". The server never went away, so this is no wake: idle longer than the scaledown window"
-        return Finding(
+        return Passed(
             detail=detail,
             numbers={
                 "idle_s": self.idle_s,
@@ -90,7 +91,7 @@ class Wake:
 async def _counters(visit: Visit) -> Mapping[str, float] | None:
     try:
         return await token_counters(visit)
-    except BadAnswer:
+    except (BadAnswer, Unsupported):
         return None  # whether there are counters is for another check to judge
 
 

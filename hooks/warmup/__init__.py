@@ -1,10 +1,10 @@
-"""Steps that warm a server with real requests and judge the answers.
+"""Steps that warm a server with real requests and judge the answers, and the watchdog's inference after them.
 
 May import hooks.http and supervisor.
 """
 
 from hooks.warmup.liveness import Repeat, liveness_after
-from hooks.warmup.request_file import CHAT, RawJson
-from hooks.warmup.steps import Image, Ping, Text, Thinking, Tools, chat, parse
+from hooks.warmup.request_file import RawJson
+from hooks.warmup.steps import Image, Ping, Text, Thinking, Tools, parse
 
-__all__ = ["CHAT", "Image", "Ping", "RawJson", "Repeat", "Text", "Thinking", "Tools", "chat", "liveness_after", "parse"]
+__all__ = ["Image", "Ping", "RawJson", "Repeat", "Text", "Thinking", "Tools", "liveness_after", "parse"]

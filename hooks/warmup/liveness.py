@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from hooks.http.answer import ask
-from hooks.warmup.request_file import CHAT, RawJson
+from hooks.http.ask import ask
+from hooks.warmup.request_file import RawJson
 from hooks.warmup.steps import Image, Ping, Text, Thinking, Tools
 
 if TYPE_CHECKING:
@@ -16,14 +16,6 @@ if TYPE_CHECKING:
     from supervisor.steps import Step
 
 __all__ = ["Repeat", "liveness_after"]
-
-# Fields that limit what is generated, with the least that servers accept; and those to add where a file has none.
-_FEWEST_TOKENS: Final = {"max_tokens": 1, "max_completion_tokens": 1, "max_output_tokens": 16, "n_predict": 1}
-_LIMIT_OF: Final = {
-    "/v1/completions": frozenset({"max_tokens"}),
-    "/v1/responses": frozenset({"max_output_tokens"}),
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeat:
@@ -46,10 +38,17 @@ class Repeat:
 
     async def __call__(self, child: Child) -> None:
         """Ask once."""
-        body = {"model": child.profile.health.model_id or "default", **self.request.body}
-        limits = {name for name in _FEWEST_TOKENS if name in body} or _LIMIT_OF.get(self.request.route, frozenset())
-        body |= {name: _FEWEST_TOKENS[name] for name in limits}
-        (await ask(child, self.request.route, body, timeout_s=self.deadline_s)).data()
+        dialect = child.profile.dialect
+        path, body = self.request.request(child)
+        # Where the file has no limit, one is added on the routes whose field for it is known.
+        added = {
+            dialect.chat_path: "max_tokens",
+            dialect.completions_path: "max_tokens",
+            dialect.responses_path: "max_output_tokens",
+        }
+        limits = {name for name in dialect.fewest_tokens if name in body} or {added.get(path)}
+        body |= {name: tokens for name, tokens in dialect.fewest_tokens.items() if name in limits}
+        (await ask(child, path, body, timeout_s=self.deadline_s)).data()
 
 
 def liveness_after(warmups: Sequence[Step]) -> tuple[Step, ...]:
@@ -58,6 +57,6 @@ def liveness_after(warmups: Sequence[Step]) -> tuple[Step, ...]:
     `Ping` after a chat, a file's request again after a file for another route, nothing after other Steps.
     """
     for step in warmups:
-        if isinstance(step, Text | Thinking | Image | Tools) or (isinstance(step, RawJson) and step.route == CHAT):
+        if isinstance(step, Text | Thinking | Image | Tools) or (isinstance(step, RawJson) and step.is_chat):
             return (Ping(),)
     return tuple(Repeat(request=step) for step in warmups if isinstance(step, RawJson))[:1]

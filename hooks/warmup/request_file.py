@@ -1,4 +1,4 @@
-"""A warmup request that the user wrote, in a file."""
+"""A Step that sends a request which the user wrote into a file."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hooks.http.answer import Answer, ask
+from hooks.http.chat import model_of
+from hooks.http.dialect import route
 from supervisor.errors import ProfileError
 
 if TYPE_CHECKING:
     from supervisor.child import Child
 
-__all__ = ["CHAT", "RawJson"]
-
-CHAT: Final = "/v1/chat/completions"
+__all__ = ["RawJson"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawJson:
-    """Sends what a file holds, and demands an answer that is not empty.
+    """Sends the request that a file holds, and demands an answer that is not empty.
 
     The file holds the body of a chat completion, or names the route as well:
-    `{"path": "/v1/responses", "body": {...}}`. It is read when the Step is made. The answer may have the shape of
-    chat, completions or responses. A body without `model` gets the profile's.
+    `{"path": "/v1/responses", "body": {...}}`. It is read when the Step is made. The answer may have the shape of any
+    of OpenAI's text routes: chat, completions or responses. A body without `model` gets the profile's.
 
     Attributes:
         path: of the file.
@@ -38,42 +38,40 @@ class RawJson:
     path: str | os.PathLike[str]
     name: str = ""
     deadline_s: float | None = None
-    _route: str = field(init=False, repr=False, compare=False)
+    _path: str | None = field(init=False, repr=False, compare=False)
     _body: dict[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         request = self._read()
-        if "body" not in request and "path" not in request:
-            request = {"path": CHAT, "body": request}
-        route, body = request.get("path", CHAT), request.get("body")
-        if unknown := sorted(request.keys() - {"path", "body"}):
+        bare = not request.keys() & {"path", "body"}
+        path, body = (None, request) if bare else (request.get("path"), request.get("body"))
+        if not bare and (unknown := sorted(request.keys() - {"path", "body"})):
             self._refuse(f"only path and body beside each other, not {', '.join(unknown)}")
-        if not isinstance(route, str) or not route.startswith("/") or not route.isprintable():
-            self._refuse(f"a path that begins with /, not {route!r}")
+        if path is not None and not (isinstance(path, str) and path.startswith("/") and path.isprintable()):
+            self._refuse(f"a path that begins with /, not {path!r}")
         if not isinstance(body, dict):
             self._refuse("a body that is a JSON object")
-        if route == CHAT and not (isinstance(body.get("messages"), list) and body["messages"]):
-            self._refuse(f'a body with messages; another route is asked as {{"path": ..., "body": ...}}, not {CHAT}')
+        if path is None and not (isinstance(body.get("messages"), list) and body["messages"]):
+            self._refuse('a body with messages; another route than chat is asked as {"path": ..., "body": ...}')
         if body.get("stream"):
             self._refuse("a body without stream, because the answer is verified whole")
-        object.__setattr__(self, "_route", route)
+        object.__setattr__(self, "_path", path)
         object.__setattr__(self, "_body", body)
         object.__setattr__(self, "name", self.name or Path(self.path).name)
 
     @property
-    def route(self) -> str:
-        """The path that the file's request goes to."""
-        return self._route
+    def is_chat(self) -> bool:
+        """Whether the file holds the body of a chat completion and no route."""
+        return self._path is None
 
-    @property
-    def body(self) -> dict[str, Any]:
-        """The file's request."""
-        return self._body
+    def request(self, child: Child) -> tuple[str, dict[str, Any]]:
+        """The route and the body, as they are sent to this server."""
+        return self._path or route(child, "chat_path"), {"model": model_of(child), **self._body}
 
     async def __call__(self, child: Child) -> None:
         """Ask once and verify."""
-        body = {"model": child.profile.health.model_id or "default", **self._body}
-        _verify(await ask(child, self._route, body, timeout_s=self.deadline_s))
+        path, body = self.request(child)
+        _verify(await ask(child, path, body, timeout_s=self.deadline_s))
 
     def _read(self) -> dict[str, Any]:
         """The file's JSON object, which can be sent as it is."""
@@ -112,11 +110,8 @@ def _verify(answer: Answer) -> None:
     if "text" in choice:
         answer.text({"text": choice["text"]})
         return
-    message = answer.message()
-    if message.get("tool_calls"):
-        return
-    thoughts = message.get("reasoning_content") or message.get("reasoning")
-    answer.text({"content": message.get("content"), "reasoning_content": thoughts})
+    if not answer.message().get("tool_calls"):
+        answer.written()
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -3,8 +3,8 @@
 A path that did not run before the seal is cold after every restore: the chat template's thinking branch, the vision
 tower, the grammar of tool calls. So each has a Step of its own, with few tokens; prompts and limits are fields.
 
-All send one non-streaming request with temperature 0, and raise `BadAnswer`. Except `Thinking`, they turn
-thinking off (`chat_template_kwargs`, understood by llama.cpp, SGLang and vLLM): it would use up the few tokens.
+Each sends one non-streaming request with temperature 0. It raises `BadAnswer`, or `Unsupported` when the engine has no
+chat route. Except `Thinking`, they turn thinking off as the engine's dialect says: it would use up the few tokens.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from hooks.http import picture
-from hooks.http.answer import Answer, ask
-from hooks.warmup.request_file import CHAT, RawJson
+from hooks.http.chat import chat
+from hooks.warmup.request_file import RawJson
 from supervisor.errors import ProfileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from hooks.http.answer import Answer
     from supervisor.child import Child
     from supervisor.steps import Step
 
@@ -67,7 +68,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ping:
-    """The watchdog's tiny inference: the engine took a request and finished it without an error.
+    """A tiny inference for the watchdog: the engine took a request and finished it without an error.
 
     The content may be blank, unlike that of `Text`: one token is a line break or an end of turn on a healthy model
     often enough, and a watchdog that took it for a hang would kill servers that work.
@@ -114,10 +115,7 @@ class Thinking:
 
     async def __call__(self, child: Child) -> None:
         """Ask once and verify."""
-        answer = await chat(child, self.prompt, self.max_tokens, self.deadline_s, thinking=True)
-        message = answer.message()
-        thoughts = message.get("reasoning_content") or message.get("reasoning")  # newer vLLM: `reasoning`
-        answer.text({"content": message.get("content"), "reasoning_content": thoughts})
+        (await chat(child, self.prompt, self.max_tokens, self.deadline_s, thinking=True)).written()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,39 +188,6 @@ def parse(name_or_path: str) -> Step:
         return RawJson(path=name_or_path)
     allowed = "text, thinking, image, tools, or the path of a file that holds a request as JSON"
     raise ProfileError(field="warmup", value=name_or_path, allowed=allowed)
-
-
-async def chat(
-    child: Child,
-    content: str | list[dict[str, Any]],
-    max_tokens: int,
-    deadline_s: float | None,
-    *,
-    thinking: bool = False,
-    **more: Any,
-) -> Answer:
-    """One user message to `/v1/chat/completions`, greedy.
-
-    Args:
-        child: whom to ask.
-        content: the words, or parts as `hooks.http.picture.content` makes them.
-        max_tokens: to generate at most.
-        deadline_s: of each network operation; None: the profile's `timeouts.step_s`.
-        thinking: whether the chat template may turn thinking on.
-        more: fields of the request in addition.
-
-    Raises:
-        BadAnswer: see `hooks.http.answer.ask`.
-    """
-    body = {
-        "model": child.profile.health.model_id or "default",
-        "messages": [{"role": "user", "content": content}],
-        "max_tokens": max_tokens,
-        "temperature": 0,
-        "chat_template_kwargs": {"enable_thinking": thinking},
-        **more,
-    }
-    return await ask(child, CHAT, body, timeout_s=deadline_s)
 
 
 def _verify_call(answer: Answer, call: object) -> None:

@@ -98,8 +98,10 @@ def smoke(model: Model, url: str, *, idle_then_wake_s: float) -> None:
     from hooks.smoke.run import Options
     from hooks.smoke.run import smoke as check
     from supervisor import Secret
+    from supervisor.engines.llama_cpp import LLAMA_CPP
 
-    endpoint = Endpoint(url=url, api_key=Secret(os.environ.get("API_KEY", ""), name="API_KEY"), model=model.name)
+    key = Secret(os.environ.get("API_KEY", ""), name="API_KEY")
+    endpoint = Endpoint(url=url, api_key=key, model=model.name, dialect=LLAMA_CPP)
     options = Options(
         skip=() if model.mmproj else ("image",),
         must=tuple(name for name in ("thinking", "image") if name in model.warmups),  # its sheet says that it can

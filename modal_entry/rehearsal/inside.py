@@ -25,8 +25,8 @@ from modal_proto import api_pb2 as pb
 
 from hooks.auth import AuthCheck, AuthError
 from hooks.http.answer import BadAnswer
+from hooks.http.chat import chat
 from hooks.http.endpoint import Endpoint
-from hooks.warmup.steps import chat
 from modal_entry.rehearsal.container import Container, HookFailed
 from modal_entry.rehearsal.control_plane import ControlPlane
 from modal_entry.rehearsal.programs import deploy

@@ -9,6 +9,8 @@ import click
 
 from supervisor.cli.exits import exits_with_status
 from supervisor.cli.reports import json_option, show, write
+from supervisor.dialect import Dialect
+from supervisor.errors import require
 from supervisor.redact import Secret
 
 if TYPE_CHECKING:
@@ -21,8 +23,9 @@ __all__ = ["verify"]
 @click.argument("url")
 @click.option("--api-key-env", metavar="NAME", help="The variable that holds the endpoint's key.")
 @click.option("--open", "open_access", is_flag=True, help="The endpoint is meant to answer without a key.")
-@click.option("--model", metavar="NAME", help="The model to ask for.  [the first of /v1/models]")
-@click.option("--slots", type=int, help="Requests that are served at once.  [as /props says]")
+@click.option("--model", metavar="NAME", help="The model to ask for.  [the first that the server lists]")
+@click.option("--engine", metavar="NAME", help="How the endpoint speaks, such as llama.cpp.  [as its models list says]")
+@click.option("--slots", type=int, help="Requests that are served at once.  [as the server says]")
 @click.option("--skip", multiple=True, metavar="NAME", help="Leave a check out. Repeatable.")
 @click.option("--only", multiple=True, metavar="NAME", help="Run this check and no others. Repeatable.")
 @click.option("--deadline-s", type=float, default=300.0, show_default=True, help="For the endpoint to come up.")
@@ -52,13 +55,18 @@ def _run(given: dict[str, Any]) -> Report:
 
     from hooks.http.endpoint import Endpoint
     from hooks.smoke.run import Options, smoke
+    from supervisor.engines.dialects import DIALECTS
 
+    engine = given["engine"]
+    known = {dialect.engine: dialect for dialect in (Dialect(), *DIALECTS)}
+    require(engine is None or engine in known, "--engine", engine, f"one of {', '.join(known)}")
     variable = given["api_key_env"]
     endpoint = Endpoint(
         url=given["url"],
         api_key=Secret(os.environ.get(variable, ""), name=f"--api-key-env {variable}") if variable else None,
         open_access=given["open_access"],
         model=given["model"],
+        dialect=known[engine] if engine else None,
         timeout_s=given["timeout_s"],
     )
     options = Options(
@@ -72,6 +80,6 @@ def _run(given: dict[str, Any]) -> Report:
     with Console(stderr=True).status("") as status:  # silent unless stderr is a terminal
 
         async def run() -> Report:
-            return await smoke(endpoint, options, on_start=lambda name: status.update(f"{name} ..."))
+            return await smoke(endpoint, options, dialects=DIALECTS, on_start=lambda name: status.update(f"{name} ..."))
 
         return anyio.run(run)

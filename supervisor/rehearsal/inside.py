@@ -15,7 +15,7 @@ import anyio
 from hooks.contract.findings import telling
 from hooks.contract.step import SnapshotContract
 from hooks.http.answer import BadAnswer, ask
-from hooks.warmup import chat
+from hooks.http.chat import chat
 from supervisor import events
 from supervisor.child import Child
 from supervisor.errors import SupervisorError
@@ -104,5 +104,4 @@ async def _ask(child: Child, is_model: bool) -> str:
     """What a user would ask first: a chat, or, of a server that is no model's, its health."""
     if not is_model:
         return f"HTTP {(await ask(child, child.profile.health.path)).status}"
-    answer = await chat(child, _QUESTION, _MAX_TOKENS, None)
-    return answer.text({name: answer.message().get(name) for name in ("content", "reasoning_content")})
+    return (await chat(child, _QUESTION, _MAX_TOKENS, None)).written()

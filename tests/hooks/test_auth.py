@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from tools.serve import KEY, child_at, running_fake, running_raw
 
 pytestmark = pytest.mark.anyio
 
-MODELS, CHAT = "GET /v1/models", "POST /v1/chat/completions"
+MODELS, CHAT, COMPLETIONS = "GET /v1/models", "POST /v1/chat/completions", "POST /v1/completions"
 REFUSED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\n{}"
 TAKEN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
@@ -42,8 +43,10 @@ async def test_an_open_server_fails() -> None:
         f"{caught.value.reason} Seen:",
         f"    {MODELS} without a key: HTTP 200 instead of 401 or 403",
         f"    {CHAT} without a key: HTTP 200 instead of 401 or 403",
+        f"    {COMPLETIONS} without a key: HTTP 200 instead of 401 or 403",
         f"    {MODELS} with a wrong key: HTTP 200 instead of 401 or 403",
         f"    {CHAT} with a wrong key: HTTP 200 instead of 401 or 403",
+        f"    {COMPLETIONS} with a wrong key: HTTP 200 instead of 401 or 403",
         f"    {MODELS} with the profile's key: HTTP 200, as it should be",
     ]
 
@@ -55,7 +58,57 @@ async def test_a_half_open_server_fails() -> None:
             await AuthCheck()(child)
         assert f"{MODELS} without a key: HTTP 403, as it should be" in caught.value.seen
         assert f"{CHAT} without a key: HTTP 200 instead of 401 or 403" in caught.value.seen
-        await AuthCheck(completion_path=None)(child)
+        await AuthCheck(generating=())(child)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_every_request_that_generates_is_tried(path: str) -> None:
+    """Whichever generating route of the dialect is open, the check fails and names it; the others are reported too."""
+
+    def answer(head: str) -> bytes:
+        return TAKEN if KEY in head or head.startswith(f"POST {path} ") else REFUSED
+
+    with running_raw(answer) as child, pytest.raises(AuthError, match="protects only a part") as caught:
+        await AuthCheck()(child)
+    holes = [line for line in caught.value.seen if "instead of" in line]
+    assert holes == [
+        f"POST {path} {key}: HTTP 200 instead of 401 or 403" for key in ("without a key", "with a wrong key")
+    ]
+    assert {line.split()[1] for line in caught.value.seen} == {"/v1/models", "/v1/chat/completions", "/v1/completions"}
+
+
+async def test_a_generating_route_that_is_not_there_is_no_hole() -> None:
+    """404 for one generating request passes while another one is refused; the right key is tried on what is there."""
+
+    def answer(head: str) -> bytes:
+        if head.startswith("POST /v1/chat/"):
+            return b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nnope"
+        return TAKEN if KEY in head or head.startswith("GET") else REFUSED
+
+    with running_raw(answer) as child:
+        await AuthCheck()(child)
+
+
+async def test_a_route_that_is_open_by_design_is_not_a_hole() -> None:
+    """A list of models that the dialect calls open is not asked as a stranger; what generates is."""
+    asked: list[str] = []
+
+    def answer(head: str) -> bytes:
+        asked.append(head.split()[1])
+        return TAKEN if KEY in head else REFUSED
+
+    with running_raw(answer) as child:
+        dialect = replace(child.profile.dialect, open_paths=("/health", "/v1/models"))
+        await AuthCheck()(replace(child, profile=replace(child.profile, dialect=dialect)))
+    assert asked == ["/v1/chat/completions", "/v1/completions"] * 2 + ["/v1/chat/completions"]
+
+
+async def test_an_engine_without_routes_needs_some() -> None:
+    """Where neither the dialect nor the Step names a route, the check fails with words; it does not guess."""
+    with running_raw(lambda _: REFUSED) as child:
+        dialect = replace(child.profile.dialect, models=None, generating=())
+        with pytest.raises(AuthError, match=r"^the engine \(llama\.cpp\) names no route to try"):
+            await AuthCheck()(replace(child, profile=replace(child.profile, dialect=dialect)))
 
 
 async def test_a_public_list_of_models_is_no_hole() -> None:
@@ -133,7 +186,7 @@ async def test_the_wrong_key_is_never_the_same() -> None:
         await AuthCheck()(child)
         await AuthCheck()(child)
     wrong = [key for key in seen if key != KEY]
-    assert len(wrong) == len(set(wrong)) == 4
+    assert len(wrong) == len(set(wrong)) == 6
     assert min(map(len, wrong)) >= 32
 
 

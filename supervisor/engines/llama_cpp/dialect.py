@@ -132,6 +132,7 @@ LLAMA_CPP: Final = Dialect(
     thinking_hint="thinking_budget_tokens is ignored. For Gemma 4: a llama.cpp build without the thinking-tag patch "
     "(its parser sets no thinking_start_tag, so no budget applies; upstream since PR #21697): apply it, or take b9093 "
     "or later",
+    fewest_tokens={**Dialect().fewest_tokens, "n_predict": 1},
     repeatable=repeatable,
     requests=(Reading(path="/slots", read=busy_slots), Reading(path="/metrics", read=running)),
     token_counters=Reading(path="/metrics", read=lambda page: samples(page, r"llamacpp:\w*token\w*(?<!seconds)_total")),

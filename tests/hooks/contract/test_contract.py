@@ -23,12 +23,14 @@ from hooks.contract import files as contract_files
 from hooks.contract import requests as contract_requests
 from hooks.contract import step as contract
 from hooks.contract.environment import command, environment, stray_secrets
-from hooks.contract.requests import busy_slots, read_load, running
+from hooks.contract.requests import read_load
 from hooks.contract.tree import Process, Tree
 from hooks.warmup.steps import Text
 from supervisor import Daemon, Hooks, Secret, State, Supervised, supervise
 from supervisor.child import Child
+from supervisor.dialect import Dialect
 from supervisor.engines import embedded
+from supervisor.engines.llama_cpp.dialect import busy_slots
 from supervisor.errors import ProfileError, StepFailed
 from supervisor.linux import processes
 from supervisor.linux.files import Descriptor, FileId, descriptors, maps, parse_maps
@@ -420,7 +422,7 @@ def test_a_gpu_is_no_file(nodes: str) -> None:
     allowed = ("/llama-build/*/llama-server", "/llama-build/*.so*")
     assert contract_files.stale_files(tree, allowed) == contract_files.io_uring(tree) == []
     assert contract_files.remounted(tree, {"/models", "/llama-build"}, {"/models/m.gguf"}, allowed) == []
-    assert contract_files.weights_mapped(tree, {"/models/m.gguf"}) == []
+    assert contract_files.weights_mapped(tree, {"/models/m.gguf"}, "") == []
 
 
 def test_a_replacement_out_of_the_kernels_sight() -> None:
@@ -564,44 +566,10 @@ async def test_a_server_that_one_client_blocks(monkeypatch: pytest.MonkeyPatch) 
         await server.seal()
 
 
-@pytest.mark.parametrize(
-    ("body", "busy"),
-    [
-        ('[{"id": 0, "is_processing": false}, {"id": 1, "is_processing": true}]', 1),
-        ('[{"id": 0, "is_processing": false}]', 0),
-        ("[]", None),
-        ('{"slots": 3}', None),
-        ("[1]", None),
-        ('[{"id": 0}]', None),
-        ("<html>", None),
-    ],
-)
-def test_slots(body: str, busy: int | None) -> None:
-    """Only llama.cpp's list of slots is taken for one."""
-    assert busy_slots(body) == busy
-
-
-@pytest.mark.parametrize(
-    ("page", "count"),
-    [
-        ("llamacpp:requests_processing 2\nllamacpp:requests_deferred 1\n", 3),
-        ('# HELP vllm:num_requests_running x\nvllm:num_requests_running{model_name="a}b",engine="0"} 1.0\n', 1),
-        ('vllm:num_requests_running{e="0"} 1.0\nvllm:num_requests_running{e="1"} 0.0\nvllm:num_requests_waiting 4', 5),
-        ('sglang:num_running_reqs{x="y"} 0.0\nsglang:num_queue_reqs 0.0\n', 0),
-        ("llamacpp:requests_processing nan\n", None),
-        ("llamacpp:requests_processing many\n", None),
-        ("llamacpp:tokens_predicted_total 7\n", None),
-    ],
-)
-def test_gauges(page: str, count: int | None) -> None:
-    """Requests that run or wait are added up over engines and labels; a page without them tells nothing."""
-    assert running(page) == count
-
-
 @pytest.mark.parametrize("status", [404, 401, 501])
 async def test_a_server_without_slots(status: int) -> None:
     """Where there are no slots the gauges count, and where there are none either, nothing is known."""
-    pages = {"/metrics": "vllm:num_requests_running 2.0\n"}
+    pages = {"/metrics": "llamacpp:requests_processing 2\n"}
 
     def answer(head: str) -> bytes:
         page = pages.get(head.split()[1])
@@ -613,6 +581,19 @@ async def test_a_server_without_slots(status: int) -> None:
         assert load and (load.requests, load.where) == (2, f"{child.url}/metrics")
         pages.clear()
         assert await read_load(child) is None
+
+
+async def test_an_engine_that_counts_nothing_is_not_asked() -> None:
+    """Without readings in the dialect no route is guessed at, and nothing is known of requests."""
+    asked: list[str] = []
+
+    def answer(head: str) -> bytes:
+        asked.append(head)
+        return b"HTTP/1.1 200 OK\r\n\r\n[]"
+
+    with running_raw(answer) as child:
+        assert await read_load(replace(child, profile=replace(child.profile, dialect=Dialect()))) is None
+    assert not asked
 
 
 # Command and environment

@@ -74,7 +74,7 @@ async def test_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(body)
         raise BadAnswer("enough", None, path)
 
-    monkeypatch.setattr("hooks.warmup.steps.ask", keep)
+    monkeypatch.setattr("hooks.http.chat.ask", keep)
     with running_fake() as child:
         for golden in BOTH:
             with pytest.raises(BadAnswer, match="enough"):

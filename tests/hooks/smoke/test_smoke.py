@@ -28,6 +28,7 @@ from hooks.http.stream import _read
 from hooks.smoke.report import Report, Row
 from hooks.smoke.run import NAMES, Options, smoke
 from supervisor.child import Child
+from supervisor.engines.llama_cpp import LLAMA_CPP
 from supervisor.errors import ProfileError
 from supervisor.redact import Redactor, Secret
 from support import ROOT
@@ -38,7 +39,7 @@ GENERATING = {"text", "thinking", "image", "tools", "responses", "stream", "metr
 
 
 def endpoint_of(child: Child, **fields: Any) -> Endpoint:
-    given: dict[str, Any] = {"url": child.url, "api_key": Secret(KEY), "timeout_s": 20.0}
+    given: dict[str, Any] = {"url": child.url, "api_key": Secret(KEY), "timeout_s": 20.0, "dialect": LLAMA_CPP}
     return Endpoint(**(given | fields))
 
 
@@ -87,7 +88,7 @@ class Fake:
 
     @property
     def endpoint(self) -> Endpoint:
-        return Endpoint(url=f"http://127.0.0.1:{self.port}", api_key=Secret(KEY), timeout_s=20)
+        return Endpoint(url=f"http://127.0.0.1:{self.port}", api_key=Secret(KEY), timeout_s=20, dialect=LLAMA_CPP)
 
 
 @contextmanager
@@ -248,7 +249,7 @@ async def test_a_model_that_does_not_see() -> None:
 @pytest.mark.anyio
 async def test_counters_that_stand_still() -> None:
     """A metrics page whose token counters do not move is a failure; other counters do not count."""
-    page = 'vllm:generation_tokens_total{model="a"} 5\nvllm:generation_tokens_total{model="b"} 2\nrequests_total %d\n'
+    page = 'llamacpp:prompt_tokens_total{model="a"} 5\nllamacpp:prompt_tokens_total{model="b"} 2\nrequests_total %d\n'
     count = itertools.count()
 
     def answer(head: str) -> bytes:
@@ -260,7 +261,7 @@ async def test_counters_that_stand_still() -> None:
 
     with running_raw(answer) as child:
         report = await smoke(endpoint_of(child), Options(only=("metrics",)))
-    assert "a completion moved none of vllm:generation_tokens_total" in row_of(report, "metrics").detail
+    assert "a completion moved none of llamacpp:prompt_tokens_total" in row_of(report, "metrics").detail
 
 
 # ------------------------------------------------------------------------------------------------ concurrency
