@@ -264,6 +264,41 @@ async def test_counters_that_stand_still() -> None:
     assert "a completion moved none of llamacpp:prompt_tokens_total" in row_of(report, "metrics").detail
 
 
+# ------------------------------------------------------------------------------------------------ engines
+
+
+@pytest.mark.anyio
+async def test_an_unknown_engine_is_not_guessed_at() -> None:
+    """Of an engine whose dialect says nothing, checks that need its words are skipped and no route of its is asked."""
+    asked: list[str] = []
+
+    def answer(head: str) -> bytes:
+        asked.append(head.split()[1])
+        return answering(content="OK")
+
+    names = ("thinking", "image", "metrics", "concurrency")
+    with running_raw(answer) as child:
+        skip = tuple(set(NAMES) - set(names))
+        report = await smoke(endpoint_of(child, dialect=None), Options(skip=skip), dialects=(LLAMA_CPP,))
+    outcomes = {name: row_of(report, name).outcome for name in names}
+    assert outcomes == {"thinking": "skipped", "image": "ok", "metrics": "skipped", "concurrency": "skipped"}
+    assert "say how many" in row_of(report, "concurrency").detail
+    assert set(asked) == {"/health", "/v1/models", "/v1/chat/completions"}
+
+
+@pytest.mark.anyio
+async def test_the_list_of_models_tells_the_engine() -> None:
+    """`owned_by` names the engine, whose dialect then serves every check; without candidates the engine is unknown."""
+    with running_fake("--metrics", "--parallel", "3", "--alias", "m") as child:
+        only = Options(only=("metrics", "concurrency"))
+        known = await smoke(endpoint_of(child, dialect=None), only, dialects=(LLAMA_CPP,))
+        plain = await smoke(endpoint_of(child, dialect=None), Options(skip=tuple(set(NAMES) - {"metrics", "text"})))
+    assert number(known, "concurrency", "slots") == 3
+    assert "llamacpp:tokens_predicted_total +1" in row_of(known, "metrics").detail
+    assert row_of(plain, "metrics").outcome == "skipped"
+    assert "the engine (plain) has no counters of tokens" in row_of(plain, "metrics").detail
+
+
 # ------------------------------------------------------------------------------------------------ concurrency
 
 
@@ -624,6 +659,10 @@ def test_verify_of_a_dead_endpoint() -> None:
         (("http://a", "--open", "--skip", "everything"), "skip='everything' is not valid"),
         (("http://a", "--open", "--json", "/no/such/folder/o"), "No such file or directory"),
         (("http://a", "--slots", "two"), "not a valid integer"),
+        (
+            ("http://a", "--open", "--engine", "llama"),
+            "--engine='llama' is not valid: it must be one of plain, llama.cpp",
+        ),
     ],
 )
 def test_verify_refuses_bad_arguments(args: tuple[str, ...], words: str) -> None:
