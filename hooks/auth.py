@@ -6,7 +6,8 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from hooks.http.answer import BadAnswer, ask
+from hooks.http.answer import BadAnswer
+from hooks.http.ask import ask
 from hooks.http.chat import model_of
 
 if TYPE_CHECKING:

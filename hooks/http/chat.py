@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hooks.http.answer import Answer, ask
+from hooks.http.answer import Answer
+from hooks.http.ask import ask
 from hooks.http.dialect import route
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ async def chat(
         more: fields of the request in addition.
 
     Raises:
-        BadAnswer: see `hooks.http.answer.ask`.
+        BadAnswer: see `hooks.http.ask.ask`.
         Unsupported: the engine has no chat route.
     """
     path = route(child, "chat_path")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_fixed
 
-from hooks.http.answer import ask
+from hooks.http.ask import ask
 from hooks.http.dialect import Unsupported
 
 if TYPE_CHECKING:

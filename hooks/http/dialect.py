@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from hooks.http.answer import ask
+from hooks.http.ask import ask
 
 if TYPE_CHECKING:
     from supervisor.child import Child

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hooks.http.answer import Answer, ask, thoughts_of
+from hooks.http.answer import Answer, thoughts_of
+from hooks.http.ask import ask
 from hooks.http.dialect import route
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import anyio
 
 from hooks.auth import AuthCheck
-from hooks.http.answer import BadAnswer, ask
+from hooks.http.answer import BadAnswer
+from hooks.http.ask import ask
 from hooks.http.chat import chat_body, model_of
 from hooks.http.counters import moved, token_counters
 from hooks.http.dialect import Unsupported, read, route

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from hooks.auth import AuthError
-from hooks.http.answer import Answer, BadAnswer, ask
+from hooks.http.answer import Answer, BadAnswer
+from hooks.http.ask import ask
 from hooks.http.dialect import Unsupported, loading_words
 from hooks.http.retry import TRANSIENT, NeverAnswered, Patience, words
 from hooks.smoke.checks import CHECKS, Doubt, Moot, Passed

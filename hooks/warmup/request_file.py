@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hooks.http.answer import Answer, ask
+from hooks.http.answer import Answer
+from hooks.http.ask import ask
 from hooks.http.chat import model_of
 from hooks.http.dialect import route
 from supervisor.errors import ProfileError

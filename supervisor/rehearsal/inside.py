@@ -14,7 +14,8 @@ import anyio
 
 from hooks.contract.findings import telling
 from hooks.contract.step import SnapshotContract
-from hooks.http.answer import BadAnswer, ask
+from hooks.http.answer import BadAnswer
+from hooks.http.ask import ask
 from hooks.http.chat import chat
 from supervisor import events
 from supervisor.child import Child

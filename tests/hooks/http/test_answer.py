@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hooks.http.answer import MAX_BODY_BYTES, Answer, BadAnswer, ask
+from hooks.http.answer import Answer, BadAnswer
+from hooks.http.ask import MAX_BODY_BYTES, ask
 from hooks.http.text import BLANK, flaw, shorten
 from hooks.warmup.steps import Ping, Text
 from supervisor.redact import MASK, Redactor, Secret
