@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Repeat", "liveness_after"]
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeat:
     """The watchdog's inference on a server that was warmed from a file: that request, cut to the fewest tokens.
@@ -46,7 +47,7 @@ class Repeat:
             dialect.completions_path: "max_tokens",
             dialect.responses_path: "max_output_tokens",
         }
-        limits = {name for name in dialect.fewest_tokens if name in body} or {added.get(path)}
+        limits = {name for name in dialect.fewest_tokens if name in body} or {added.get(path, "")}
         body |= {name: tokens for name, tokens in dialect.fewest_tokens.items() if name in limits}
         (await ask(child, path, body, timeout_s=self.deadline_s)).data()
 

@@ -49,7 +49,8 @@ from hooks.contract.requests import read_load
 from hooks.contract.tree import read_tree
 from hooks.golden.generation import Generation
 from hooks.golden.step import Golden, GoldenMismatch, goldens
-from hooks.warmup import Text, chat
+from hooks.http.chat import chat
+from hooks.warmup import Text
 from modal_entry.gemma import MODEL
 from modal_entry.pipeline.releases import resolve
 from modal_entry.serving import server as serving
