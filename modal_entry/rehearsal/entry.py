@@ -83,7 +83,7 @@ def _model_of(module: ModuleType, entry: Path) -> Model:
     servers = [cls for cls in mine if not any(issubclass(other, cls) for other in mine if other is not cls)]
     if len(servers) != 1:
         seen = ", ".join(sorted(cls.__name__ for cls in servers)) or "none"
-        allowed = f"an entry, with one subclass of modal_entry.serving.server.Server (it has: {seen})"
+        allowed = f"an entry, with one subclass of modal_entry.serving.Server (it has: {seen})"
         allowed += f"; a profile is {entry}:NAME"
         raise ProfileError(field="ENTRY", value=str(entry), allowed=allowed)
     model = getattr(servers[0], "model", None)

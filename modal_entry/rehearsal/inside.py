@@ -29,18 +29,19 @@ from hooks.http.chat import chat
 from hooks.http.endpoint import Endpoint
 from modal_entry.rehearsal.container import Container, HookFailed
 from modal_entry.rehearsal.control_plane import ControlPlane
-from modal_entry.rehearsal.programs import deploy
+from modal_entry.rehearsal.programs import ProgramFailed, deploy
 from supervisor import errors
 from supervisor.child import Child
 from supervisor.errors import ProfileError, SupervisorError
 from supervisor.loading import variables
 from supervisor.redact import Redactor, Secret
-from supervisor.rehearsal.report import Event, event_of
+from supervisor.rehearsal.log import LoggedEvent, for_people
 from supervisor.rehearsal.stages import await_restore, tell
 
 __all__ = ["modal_inside"]
 
 _KEY: Final = "API_KEY"
+_JSON_LOG: Final = {"WARMBOOT_LOG_FORMAT": "json"}  # the server class reads it; `_Log` reads what it writes
 _PROMPT: Final = "Write one sentence about the sea."
 _MAX_TOKENS: Final = 8
 _DEPLOY_S: Final = 300.0
@@ -65,7 +66,7 @@ def modal_inside(entry: Path, exchange: Path, given: Mapping[str, str]) -> int:
             tell("deployed")
             secrets = _secret_values(plane, function, given)
             redact = Redactor(Secret(value, name=key) for key, value in secrets.items())
-            env, log = {**given, **secrets}, _Log()
+            env, log = {**given, **secrets, **_JSON_LOG}, _Log()
             start_s, stop_s = function.http_config.startup_timeout, function.http_config.exit_grace_period + _EXIT_S
             with Container(plane, function.function_name, Path(name), env=env, on_line=log) as container:
                 container.await_unless_failed(lambda: log.has("child.ready"), start_s, "child.ready")
@@ -139,11 +140,11 @@ class _Log:
     """The container's log: goes on to stderr; the events in it are remembered."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self.events: list[LoggedEvent] = []
 
     def __call__(self, line: str) -> None:
         _to_stderr(line)
-        if (event := event_of(line)) is not None:
+        if (event := LoggedEvent.of(line)) is not None:
             self.events.append(event)
 
     def has(self, *names: str, since: int = 0) -> bool:
@@ -185,6 +186,8 @@ def _stop(container: Container, limit_s: float) -> float:
 
 
 def _failed(during: str, error: Exception, redact: Redactor) -> int:
+    if isinstance(error, ProgramFailed):
+        error.tail = tuple(map(for_people(), error.tail))
     kind, detail, status = type(error).__name__, str(error), getattr(error, "cli_status", 1)
     if isinstance(error, HookFailed):
         kind, detail = error.error, error.detail

@@ -261,7 +261,8 @@ class Server:
         from supervisor.logs.sink import Sink
 
         self.reload()
-        self._sink = Sink(sys.stderr)
+        as_json = os.environ.get("WARMBOOT_LOG_FORMAT") == "json"  # set by a rehearsal, or in the image
+        self._sink = Sink(sys.stderr, "json" if as_json else "console")
         try:
             hooks = self.hooks()
             daemon = Daemon(self.profile(), replace(hooks, observers=(*hooks.observers, self._sink)))

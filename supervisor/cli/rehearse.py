@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -18,8 +18,10 @@ from supervisor.cli.reports import json_option, show, write
 from supervisor.cli.signals import Signals
 from supervisor.errors import require
 from supervisor.loading import load
+from supervisor.logs.sink import LogFormat
 from supervisor.rehearsal.drift import KINDS
 from supervisor.rehearsal.entries import of_entry
+from supervisor.rehearsal.log import for_people
 from supervisor.rehearsal.rehearse import rehearse as rehearse_subject
 from supervisor.rehearsal.report import RehearsalReport
 from supervisor.rehearsal.request import RehearsalRequest, mounts_of
@@ -81,7 +83,7 @@ def rehearse(profile_name: str, out: TextIO | None, **given: Any) -> int:
     subject = _subject(profile_name, request, given)
     report = RehearsalReport(request=request)
     try:
-        anyio.run(_until_signalled, subject, request, report)
+        anyio.run(_until_signalled, subject, request, report, _writer(given["log_format"]))
     finally:
         write(report, out)
     show(report, out)
@@ -100,11 +102,19 @@ def _subject(profile_name: str, request: RehearsalRequest, given: dict[str, Any]
     return of_profile(*override(*load(profile_name), given), request, argv=again)
 
 
-async def _until_signalled(subject: Subject, request: RehearsalRequest, report: RehearsalReport) -> None:
+def _writer(log_format: LogFormat) -> Callable[[str], None]:
+    """What writes a line of the sandbox's log, whose events are JSON, to stderr."""
+    show = str if log_format == "json" else for_people()
+    return lambda line: click.echo(show(line), err=True)
+
+
+async def _until_signalled(
+    subject: Subject, request: RehearsalRequest, report: RehearsalReport, on_line: Callable[[str], None]
+) -> None:
     """Rehearses until done, or until a signal asks to stop; a second one does not wait."""
 
     async def rehearsal() -> None:
-        await rehearse_subject(subject, request, report, on_line=lambda line: click.echo(line, err=True))
+        await rehearse_subject(subject, request, report, on_line=on_line)
 
     signals = Signals(lambda number: os._exit(128 + number))  # the guardian ends the sandbox
     try:

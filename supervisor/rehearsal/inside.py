@@ -39,7 +39,7 @@ def inside(profile: Profile, hooks: Hooks, request: RehearsalRequest, exchange: 
     profile, hooks = prepared(profile, hooks, request)
     healing = _Healing()
     during = "start"
-    with Sink(sys.stderr) as sink:
+    with Sink(sys.stderr, "json") as sink:  # read by the program outside
         before_seal = tuple(_telling(step, sink) for step in hooks.before_seal)
         observers: tuple[Observer, ...] = (*hooks.observers, sink, healing)
         daemon = Daemon(profile, replace(hooks, before_seal=before_seal, observers=observers))

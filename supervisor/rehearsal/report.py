@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import json
-import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from hooks.contract.findings import NOTE
-from supervisor.logs.sink import clean
+from supervisor import events
+from supervisor.logs.render import clean
 from supervisor.rehearsal.drift import KINDS as DRIFT
+from supervisor.rehearsal.log import LoggedEvent
 from supervisor.rehearsal.request import RehearsalRequest
 
 if TYPE_CHECKING:
@@ -19,44 +19,18 @@ if TYPE_CHECKING:
     from supervisor.rehearsal.stages import Stage
     from supervisor.steps import Step
 
-__all__ = ["BROKEN", "Event", "RehearsalReport", "event_of", "is_golden"]
+__all__ = ["BROKEN", "TIMERS", "RehearsalReport", "is_golden"]
 
-# An event as the console's log shows it; the server's own lines are indented otherwise.
-_EVENT: Final = re.compile(r"^ *\d+\.\d\d \[(\w+) *\] ([a-z]+\.[a-z]+)\b *(.*)$")
-_TEXT: Final = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
-_FIELD: Final = re.compile(rf"(\w+)=(\((?:{_TEXT}|[^()'\"])*\)|{_TEXT}|\S*)")
 _GOLDEN: Final = (" record", " replay")  # ends the names of golden Steps
 _SIGNALLED: Final = 128  # exit codes above it tell a signal
-_TIMERS: Final = ("child.unanswering", "child.unresponsive")
+TIMERS: Final = (events.ChildUnanswering.name,)
+"""Events of timers that a jump of the clock could set off."""
 BROKEN: Final = 5  # the exit code: a snapshot of this server cannot be trusted
 
 
 def is_golden(step: Step) -> bool:
     """Whether a Step records or replays a golden answer."""
     return step.name.endswith(_GOLDEN)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """One event of the lifecycle in the sandbox."""
-
-    name: str
-    fields: dict[str, Any] = field(default_factory=dict)
-
-
-def event_of(line: str) -> Event | None:
-    """The event that a line of the log is; None for any other line."""
-    if (match := _EVENT.match(line)) is None:
-        return None
-    return Event(name=match[2], fields={name: _plain(value) for name, value in _FIELD.findall(match[3])})
-
-
-def _plain(value: str) -> Any:
-    """A value as it was before the console's log wrote it."""
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):  # a text that needed no quotes
-        return value
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,12 +71,13 @@ class RehearsalReport:
     status: int = 0
     finished: bool = False
     notes: list[str] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list, repr=False)
+    events: list[LoggedEvent] = field(default_factory=list, repr=False)
 
     def see(self, line: str) -> None:
         """Takes a line of the log."""
-        if (event := event_of(line)) is not None:
-            self.events.append(event)
+        if (event := LoggedEvent.of(line)) is not None:
+            if event.name != events.ChildLog.name:
+                self.events.append(event)
         elif line.startswith(NOTE) and line.removeprefix(NOTE).startswith("warning"):
             self.notes.append(line.removeprefix(NOTE))
 
@@ -129,7 +104,7 @@ class RehearsalReport:
     @property
     def timers(self) -> tuple[str, ...]:
         """Timers that fired though nothing hung."""
-        return tuple(event.name for event in self.events if event.name in _TIMERS)
+        return tuple(event.name for event in self.events if event.name in TIMERS)
 
     def steps(self, point: str, *, golden: bool) -> tuple[str, str]:
         """The verdict over the Steps of a point, golden ones or others: (verdict, detail)."""

@@ -30,7 +30,8 @@ from supervisor.rehearsal.bundle import Mount, Program
 __all__ = ["Running", "Sandbox", "SandboxFailed", "SandboxUnavailable", "runsc"]
 
 _STOP: Final = Stop(grace_s=5.0)
-_LIMITS: Final = LogLimits(max_line_bytes=1 << 20, tail_lines=20)
+# Lines as they are: the events among them are JSON, of which the default parser would keep the text alone.
+_LIMITS: Final = LogLimits(max_line_bytes=1 << 20, tail_lines=20, parse=lambda line: ("info", line))
 _DELETE_S: Final = 20.0
 _SHOWN: Final = 300  # characters of what runsc says
 _WAITERS: Final = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import socket
 import sys
@@ -102,6 +103,8 @@ class Host:
 
 
 def server_pid(log: list[str]) -> int:
-    """The pid of the last server that a container spawned, from its log."""
+    """The pid of the last server that a container spawned, from its log: for people, or JSON."""
     lines = [line for line in log if "child.spawned" in line]
+    if lines[-1].startswith("{"):
+        return int(json.loads(lines[-1])["pid"])
     return int(lines[-1].partition("pid=")[2].split()[0])

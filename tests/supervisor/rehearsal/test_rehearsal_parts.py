@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 from io import StringIO
@@ -18,9 +19,11 @@ from supervisor.logs.sink import Sink
 from supervisor.rehearsal.bundle import Mount, Program
 from supervisor.rehearsal.drift import ASIDE, Weight, drifted_env, staged
 from supervisor.rehearsal.image import found_in
-from supervisor.rehearsal.report import RehearsalReport, event_of
+from supervisor.rehearsal.log import LoggedEvent, for_people
+from supervisor.rehearsal.report import TIMERS, RehearsalReport
 from supervisor.rehearsal.request import RehearsalRequest
 from supervisor.rehearsal.stages import Stage
+from support import EVENT_KINDS
 
 SECRET = "hf_planted_and_not_needed"
 
@@ -141,18 +144,60 @@ def test_the_bundle_mounts_outer_folders_first(tmp_path: Path) -> None:
     assert (tmp_path / "bundle" / "config.json").stat().st_mode & 0o077 == 0
 
 
-def test_events_are_read_as_the_console_writes_them() -> None:
-    """What the sink renders comes back, quotes and line breaks too; the server's own lines are no events."""
-    reason = "it's \"blank\":\n    see body=''"
+TIMES = {"elapsed_s": 1.0, "unix_s": 1.0}
+
+
+def logged(*written: events.Event | str) -> list[str]:
+    """Lines of the log as the program in the sandbox writes them."""
     out = StringIO()
-    with Sink(out) as sink:
-        times = {"elapsed_s": 1.0, "unix_s": 1.0}
-        sink(events.StepRefused(**times, point="before_seal", step="golden text record", took_s=0.5, reason=reason))
-        sink(events.ChildLog(**times, stream="stderr", line="0.00 [info     ] child.ready pid=1", line_level="info"))
-    (event,) = filter(None, map(event_of, out.getvalue().splitlines()))
+    with Sink(out, "json") as sink:
+        for one in written:
+            sink.say(one) if isinstance(one, str) else sink(one)
+    return out.getvalue().splitlines()
+
+
+def test_events_are_read_as_they_are_written() -> None:
+    """Name and fields come back, quotes and line breaks too; neither other text nor a server's JSON is an event."""
+    reason = "it's \"blank\":\n    see body=''"
+    failed = events.StepRefused(**TIMES, point="before_seal", step="golden text record", took_s=0.5, reason=reason)
+    ready = '{"event": "child.ready", "level": "info", "timestamp": "now", "elapsed_s": 1}'
+    said = events.ChildLog(**TIMES, stream="stderr", line=ready, line_level="info")
+    lines = logged(failed, "{}", "[1]", "{", "a line of a program", said)
+    event, *others = map(LoggedEvent.of, lines)
+    assert event is not None
     assert event.name == "step.failed"
-    assert event.fields["reason"] == reason
-    assert event.fields["step"] == "golden text record"
+    assert event.fields == {"point": "before_seal", "step": "golden text record", "took_s": 0.5, "reason": reason}
+    assert others[:-1] == [None] * 4
+    assert others[-1] == LoggedEvent(name="child.log", fields={"stream": "stderr", "line": ready})
+
+
+def test_the_log_is_shown_to_people() -> None:
+    """An event becomes a line for a person, the server's line its own words, and other lines stay as they are."""
+    written = (
+        events.ChildReady(**TIMES, waited_s=1.0, url="http://h:1", pid=7),
+        events.ChildLog(**TIMES, stream="stderr", line="loading {", line_level="info"),
+        "App deployed in 1 s",
+    )
+    ready, line, other = map(for_people(), logged(*written))
+    assert re.fullmatch(r" +1\.0+ \[info +\] child\.ready +waited_s=1\.0 url=http://h:1 pid=7", ready)
+    assert line.endswith("│ loading {")
+    assert other == written[-1]
+
+
+def test_timers_that_fire_are_seen() -> None:
+    """Each event that counts as a timer exists, and the report names it when it comes."""
+    by_name = {kind.name: kind for kind in EVENT_KINDS}
+    assert set(TIMERS) <= set(by_name)
+    report = report_of(*logged(events.ChildUnanswering(**TIMES, misses=3, detail="no answer")), restore_s=1.0)
+    assert report.timers == ("child.unresponsive",)
+    assert "child.unresponsive" in screen_of(report)
+
+
+def screen_of(report: RehearsalReport, width: int = 140) -> str:
+    """The report's table as a terminal shows it."""
+    screen = StringIO()
+    Console(file=screen, width=width).print(report.table())
+    return screen.getvalue()
 
 
 REQUEST = RehearsalRequest(name="x")
@@ -166,11 +211,16 @@ def report_of(*lines: str, **fields: Any) -> RehearsalReport:
     return report
 
 
-PASSED = "   0.10 [info     ] step.passed          point={} step='{}' took_s=0.1"
+def passed(point: str, step: str) -> str:
+    """The line of a Step that passed."""
+    (line,) = logged(events.StepPassed(**TIMES, point=point, step=step, took_s=0.1))
+    return line
+
+
 GOOD = (
-    PASSED.format("before_seal", "golden text record"),
-    PASSED.format("before_seal", "contract"),
-    PASSED.format("after_resume", "golden text replay"),
+    passed("before_seal", "golden text record"),
+    passed("before_seal", "contract"),
+    passed("after_resume", "golden text replay"),
 )
 
 
@@ -207,15 +257,11 @@ def test_times_come_from_the_stages() -> None:
     assert (report.restore_s, report.resume_s, report.answer_s, report.first_answer_s) == (1.0, 0.4, 0.2, 2.0)
     assert report.answer == "[bold]hi?"
     assert report.speed_up == 3.0
-    screen = StringIO()
-    Console(file=screen, width=100).print(report.table())
-    assert "[bold]hi" in screen.getvalue()
-    assert "3.0 x" in screen.getvalue()
+    assert "[bold]hi" in screen_of(report)
+    assert "3.0 x" in screen_of(report)
 
 
 def test_what_the_contract_warns_of_is_shown() -> None:
     """Notes of the log become rows of the table."""
     report = report_of("contract: warning, remounted: pid 7 maps /llama-build/b1/libggml.so")
-    screen = StringIO()
-    Console(file=screen, width=140).print(report.table())
-    assert "pid 7 maps /llama-build/b1/libggml.so" in screen.getvalue()
+    assert "pid 7 maps /llama-build/b1/libggml.so" in screen_of(report)
