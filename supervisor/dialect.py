@@ -30,14 +30,14 @@ __all__ = [
     "whole_file",
 ]
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 Fields = Mapping[str, Any]
 """Fields of a JSON request body."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading(Generic[T]):
+class Reading(Generic[T_co]):
     """Something that the engine tells about itself on a route.
 
     Attributes:
@@ -46,7 +46,7 @@ class Reading(Generic[T]):
     """
 
     path: str
-    read: Callable[[str], T | None]
+    read: Callable[[str], T_co | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

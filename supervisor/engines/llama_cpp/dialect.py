@@ -27,11 +27,11 @@ LOADING: Final = "Loading model"
 READY: Final = r"listening on http|model loaded|all slots are idle"
 COUNTERS: Final = r"(?m)^llamacpp:(?:prompt_tokens_total|tokens_predicted_total|n_decode_total) +\S+"
 
-# CUDA's and the host's allocator; `failed to allocate` is what ggml, the KV cache and the compute buffers end with.
 OUT_OF_MEMORY: Final = (
-    r"cudaMalloc failed: out of memory|CUDA error: out of memory|ggml_\w*(?:alloc|buffer)\w*: .*failed"
-    r"|failed to allocate|unable to allocate|std::bad_alloc"
+    r"insufficient memory|(?:cuda|hip)Malloc\w* failed|CUDA error: out of memory|ErrorOutOfDeviceMemory|std::bad_alloc"
+    r"|unable to allocate|failed to allocate(?!.*pinned memory)"  # pinned memory is a wish: without it the load goes on
 )
+"""What the log says when memory for weights, KV cache or compute buffers could not be had, on a GPU or in RAM."""
 
 LETTERS: Final[dict[str, Level]] = {"T": "debug", "D": "debug", "I": "info", "W": "warning", "E": "error"}
 _LOG_LINE: Final = re.compile(r"^\d+\.\d\d\.\d{3}\.\d{3} ([A-Z]) (.*)$", re.DOTALL)
@@ -127,7 +127,13 @@ LLAMA_CPP: Final = Dialect(
     generating=(
         Request(path="/v1/chat/completions", body=_HI),
         Request(path="/v1/completions", body={"prompt": "Hi", "max_tokens": 1}),
+        Request(path="/v1/responses", body={"input": "Hi", "max_output_tokens": 1}),
+        Request(path="/v1/messages", body=_HI),
+        Request(path="/v1/embeddings", body={"input": "Hi"}),
+        Request(path="/completion", body={"prompt": "Hi", "n_predict": 1}),
+        Request(path="/infill", body={"input_prefix": "Hi", "input_suffix": "", "n_predict": 1}),
     ),
+    open_paths=("/health", "/v1/health"),
     thinking_budget=thinking_budget,
     thinking_hint="thinking_budget_tokens is ignored. For Gemma 4: a llama.cpp build without the thinking-tag patch "
     "(its parser sets no thinking_start_tag, so no budget applies; upstream since PR #21697): apply it, or take b9093 "

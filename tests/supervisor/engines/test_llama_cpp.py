@@ -258,6 +258,14 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any], message: str) -> None
         LlamaServer(**{"binary": "llama-server", "model": Path("m.gguf"), **wrong})
 
 
+@pytest.mark.parametrize("wrong", [KEY, KEY.encode(), 7, ""])
+def test_a_key_that_is_no_secret(wrong: Any) -> None:
+    """A key given as plain text is refused with words, and they do not hold it."""
+    with pytest.raises(ProfileError, match=r"^api_key='\*\*\*' is not valid: it must be a Secret, or None") as caught:
+        LlamaServer(binary="llama-server", model=Path("m.gguf"), api_key=wrong)
+    assert KEY not in repr(caught.value)
+
+
 def test_the_key_is_never_in_argv(tmp_path: Path) -> None:
     """The key travels in the environment as a Secret: not in argv, not in any repr, and --help does not get it."""
     log = tmp_path / "env"
