@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-import socket
 import sys
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -19,16 +17,10 @@ from modal_entry.pipeline.manifest import Manifest
 from modal_entry.pipeline.releases import promote
 from modal_entry.rehearsal.container import Container
 from modal_entry.rehearsal.control_plane import ControlPlane
-from support import DATA, FAKE
+from support import DATA, FAKE, free_port
 
 APP = DATA / "entry_app.py"
 KEY = "sk-made-up-for-tests"
-
-
-def port() -> int:
-    """A port that is free now."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        return int(probe.getsockname()[1])
 
 
 def write_build(builds: Path, tag: str, command: str) -> None:
@@ -56,7 +48,7 @@ class Host:
 
     def __init__(self, home: Path, command: list[str], *faults: str, model: Path | None = None) -> None:
         self.home = home
-        self.port = port()
+        self.port = free_port()
         folder = home / "models" / "gemma-3-270m"
         folder.mkdir(parents=True)
         if model is None:

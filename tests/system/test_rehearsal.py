@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fakes import gemma_volumes
-from support import ROOT
+from support import ROOT, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,13 +87,6 @@ def sandboxes(pid: int) -> list[str]:
 def scratch(folder: Path) -> set[Path]:
     """The folders of rehearsals that are there now."""
     return set(folder.glob("warmboot-rehearsal-*"))
-
-
-def until(condition: Callable[[], object], limit_s: float = 30) -> None:
-    ends = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.01)
 
 
 @in_sandbox

@@ -34,9 +34,8 @@ from supervisor.engines.llama_cpp.dialect import busy_slots
 from supervisor.errors import ProfileError, StepFailed
 from supervisor.linux import processes
 from supervisor.linux.files import Descriptor, FileId, descriptors, maps, parse_maps
-from supervisor.process.spawn import free_port
 from supervisor.profile import Profile
-from support import FAKE, ROOT, fake_profile, is_in
+from support import FAKE, ROOT, fake_profile, free_port, is_in
 from tools.serve import child_at, running_raw
 
 pytestmark = pytest.mark.anyio
@@ -490,7 +489,7 @@ async def test_a_client_that_stays_connected(host: str) -> None:
 
 async def test_a_connection_that_nobody_has_accepted() -> None:
     """A client in the listener's queue is connected too, though no process holds that connection yet."""
-    port = free_port("127.0.0.1")
+    port = free_port()
     command = http(f"import socket\nqueue = socket.create_server(('127.0.0.1', {port}))\n")
     async with serving(profile(command=command)) as (server, seen):
         with socket.create_connection(("127.0.0.1", port)):

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from modal_entry.pipeline.hostlock import host_lock
 from modal_entry.pipeline.manifest import Finding, Manifest, verify_build
 from modal_entry.pipeline.patches import PatchDoesNotApply
 from supervisor.errors import ProfileError
-from support import DATA, ROOT
+from support import DATA, ROOT, until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -143,16 +143,6 @@ def start(tag: str, root: Path, repository: str, **env: str) -> subprocess.Popen
     )
 
 
-def until(true: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """Wait for something that a process does."""
-    for _ in range(6000):
-        if true():
-            return
-        assert process.poll() is None, f"it ended with {process.returncode}"
-        time.sleep(0.01)
-    pytest.fail("it never came to that")
-
-
 def test_a_build_is_whole_and_says_how_it_came_about(finished: Path, repository: str) -> None:
     """Binary, library and template are there under their hashes; BUILD.json holds commit, patch, compiler, version."""
     folder = finished / "b100"
@@ -193,7 +183,8 @@ def test_a_killed_build_leaves_nothing_that_looks_whole(where: str, tag: str, tm
     """kill -9 in the middle of compiling, or with everything staged but BUILD.json; the next run succeeds."""
     root, sign = tmp_path / "volume", tmp_path / "sign"
     with start(tag, root, repository, **{where: str(sign)}) as process:
-        until(sign.exists, process)
+        until(lambda: sign.exists() or process.poll() is not None)
+        assert sign.exists(), f"it ended with {process.returncode}"
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     assert not (root / tag).exists()

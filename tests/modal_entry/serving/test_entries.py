@@ -17,7 +17,7 @@ from modal_entry.pipeline.releases import resolve
 from modal_entry.rehearsal.container import run
 from modal_entry.rehearsal.control_plane import ControlPlane
 from modal_entry.rehearsal.programs import Cli, deploy
-from support import ROOT, alive
+from support import ROOT, alive, until
 from tools.serve import running_fake
 
 ENTRIES = ROOT / "modal_entry"
@@ -135,13 +135,6 @@ def plane() -> Iterator[ControlPlane]:
 def host(tmp_path: Path) -> Callable[..., Host]:
     """Makes a host whose binary is the fake server with faults."""
     return lambda *faults: Host.of_fake(tmp_path, *faults)
-
-
-def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
-    ends = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.005)
 
 
 def test_the_whole_life_of_a_container(plane: ControlPlane, host: Callable[..., Host]) -> None:

@@ -27,7 +27,7 @@ from supervisor.engines.help_flags import capabilities
 from supervisor.errors import UnsupportedFlag
 from supervisor.profile import Profile
 from supervisor.redact import Redactor, Secret
-from support import ROOT
+from support import ROOT, free_port
 
 ENGINE = (sys.executable, "-m", "supervisor.engines.embedded")
 KEY = "sk-tests-only-5678"
@@ -201,12 +201,6 @@ def model() -> Path:
     path = embedded.model_path()
     assemble(path)
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager

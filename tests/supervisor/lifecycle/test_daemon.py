@@ -8,9 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -20,15 +18,7 @@ from hooks.warmup.steps import Text
 from supervisor import Child, Daemon, Hooks, Restart, State, Stop, Timeouts
 from supervisor import events as ev
 from supervisor.errors import ChildCrashed, DiedBeforeReady, IllegalState, StepFailed
-from support import FAKE, TESTS, Recorder, alive, fake_profile, is_in
-
-
-def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
-    """Waits for what another thread or process does."""
-    ends = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.005)
+from support import FAKE, TESTS, Recorder, alive, fake_profile, is_in, until
 
 
 def test_start_blocks_until_ready_and_stop_leaves_nothing() -> None:
@@ -126,7 +116,7 @@ def test_logs_flow_while_the_hosts_loop_is_parked() -> None:
 
     try:
         daemon = loop.run_until_complete(enter())
-        until(lambda: "FLOOD DONE" in seen.lines(), 40)  # no loop of ours runs here
+        until(lambda: "FLOOD DONE" in seen.lines())  # no loop of ours runs here
         loop.run_until_complete(asyncio.to_thread(daemon.stop))
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:

@@ -51,7 +51,7 @@ from supervisor.errors import (
 )
 from supervisor.lifecycle.handle import Supervised
 from supervisor.readiness.probe import NotUp, out_of_resources, probe
-from support import FAKE, TESTS, Recorder, alive, fake_profile, is_in
+from support import FAKE, TESTS, Recorder, alive, fake_profile, free_port, is_in, until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -89,13 +89,6 @@ async def fate(profile: Profile, hooks: Hooks | None = None) -> tuple[Supervisor
 
 def _as_dict(hooks: Hooks) -> dict[str, Any]:
     return {name: getattr(hooks, name) for name in Hooks.__slots__}
-
-
-async def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
-    """Waits for what another process or task does."""
-    with anyio.fail_after(limit_s):
-        while not condition():
-            await anyio.sleep(0.005)
 
 
 # Readiness
@@ -271,11 +264,11 @@ async def test_a_port_lost_after_the_spawn() -> None:
         # `before_start` runs ahead of the port check, so the squatter waits for our child's first log line.
         assert child.pid is None
 
-    profile = fake_profile("--wrong-port", "--load-s", "0.1", port=_free_port(), timeouts=Timeouts(start_s=10))
+    profile = fake_profile("--wrong-port", "--load-s", "0.1", port=free_port(), timeouts=Timeouts(start_s=10))
     argv = [sys.executable, "-I", "-S", str(FAKE), "--port", str(profile.port)]
 
     async def intrude() -> None:
-        await until(lambda: bool(seen.of(ev.ChildSpawned)))
+        await until_async(lambda: bool(seen.of(ev.ChildSpawned)))
         squatters.append(await anyio.open_process(argv))
 
     with pytest.raises(PortTaken) as caught:
@@ -295,11 +288,6 @@ async def test_a_port_lost_after_the_spawn() -> None:
     assert "fake_server" in (caught.value.command or "")
 
 
-def _free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        return int(probe.getsockname()[1])
-
-
 async def test_a_lost_bind_race_takes_another_port(tmp_path: Path) -> None:
     """With port 0, a child that cannot bind is started again on another port, without touching the restart budget."""
     seen = Recorder()
@@ -316,7 +304,7 @@ async def test_a_lost_bind_race_takes_another_port(tmp_path: Path) -> None:
 
 async def test_a_fixed_port_is_not_exchanged() -> None:
     """With a port of the user's choice, a failed bind is the end."""
-    error, _ = await fate(fake_profile("--bind-fails", port=_free_port()))
+    error, _ = await fate(fake_profile("--bind-fails", port=free_port()))
     assert isinstance(error, DiedBeforeReady)
     assert any("bind" in line for line in error.tail)
 
@@ -478,7 +466,7 @@ async def test_a_native_cancellation_is_a_stop() -> None:
     seen = Recorder()
     hang = Do(action=lambda _: anyio.sleep_forever())
     task = asyncio.ensure_future(supervise(fake_profile(), Hooks(warmup=(hang,), observers=(seen,))))
-    await until(lambda: bool(hang.calls))
+    await until_async(lambda: bool(hang.calls))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -541,7 +529,7 @@ async def test_restart_within_the_budget() -> None:
                 server: Supervised = await tasks.start(supervise, fake_profile(restart=restart), hooks)
                 port = server.child.port
                 for life in (1, 2, 3):
-                    await until(lambda life=life: len(seen.of(ev.ChildReady)) == life)  # type: ignore[misc]
+                    await until_async(lambda life=life: len(seen.of(ev.ChildReady)) == life)  # type: ignore[misc]
                     assert server.child.port == port
                     assert server.pid
                     os.kill(server.pid, signal.SIGKILL)
@@ -569,7 +557,7 @@ async def test_cancel_during_the_backoff() -> None:
     with anyio.fail_after(20):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(supervise, fake_profile("--die-while-loading", restart=restart), Hooks(observers=(seen,)))
-            await until(lambda: bool(seen.of(ev.ChildRestarting)))
+            await until_async(lambda: bool(seen.of(ev.ChildRestarting)))
             tasks.cancel_scope.cancel()
     assert seen.names[-1] == "supervision.stopped"
 
@@ -582,7 +570,7 @@ async def test_cancel_anywhere(state: str) -> None:
     flags = ("--never-ready",) if state == "child.spawned" else ()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(supervise, fake_profile(*flags), Hooks(warmup=(hang,), observers=(seen,)))
-        await until(lambda: state in seen.names if state != "warmup" else bool(hang.calls))
+        await until_async(lambda: state in seen.names if state != "warmup" else bool(hang.calls))
         tasks.cancel_scope.cancel()
     assert seen.names[-1] == "supervision.stopped"
     assert not alive(seen.one(ev.ChildSpawned).pid)
@@ -638,7 +626,7 @@ async def test_a_grandchild_with_the_pipe_delays_nothing_beyond_the_drain(tmp_pa
             assert alive(grandchild)
             tasks.cancel_scope.cancel()
     assert 0.2 <= seen.one(ev.TeardownFinished).took_s < 10
-    await until(lambda: not alive(grandchild))
+    await until_async(lambda: not alive(grandchild))
 
 
 async def test_a_wrapper_is_stopped_with_its_server() -> None:
@@ -769,7 +757,7 @@ async def test_a_child_that_dies_sealed_is_replaced_at_the_resume() -> None:
         await server.seal()
         assert old
         os.kill(old, signal.SIGKILL)
-        await until(lambda: not alive(old))
+        await until_async(lambda: not alive(old))
         assert is_in(server, State.SEALED)
         assert len(seen.of(ev.ChildSpawned)) == 1  # no cold start before the resume: a snapshot may be under way
         await server.resume()
@@ -861,7 +849,7 @@ async def test_inference_is_skipped_while_traffic_moves_the_counters() -> None:
                 await client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}]})
                 await anyio.sleep(0.02)
         busy = len(ping.calls)
-        await until(lambda: len(ping.calls) > busy)  # idle: now the Step runs
+        await until_async(lambda: len(ping.calls) > busy)  # idle: now the Step runs
         tasks.cancel_scope.cancel()
     assert busy == 0
 
@@ -905,7 +893,7 @@ async def test_what_we_lack_is_no_miss(hungry: str, monkeypatch: pytest.MonkeyPa
     try:
         async with anyio.create_task_group() as tasks:
             server: Supervised = await tasks.start(supervise, fake_profile(liveness=liveness), hooks)
-            await until(lambda: shortages >= 4 or not is_in(server, State.READY))
+            await until_async(lambda: shortages >= 4 or not is_in(server, State.READY))
             assert is_in(server, State.READY)
             tasks.cancel_scope.cancel()
     finally:
@@ -920,7 +908,7 @@ async def test_the_watchdog_waits_for_the_resume() -> None:
     profile = fake_profile("--health-fails-after", "1.0", liveness=liveness, stop=Stop(grace_s=0.5))
     async with anyio.create_task_group() as tasks:
         server: Supervised = await tasks.start(supervise, profile)
-        await until(lambda: httpx.get(f"{server.url}/health", trust_env=False).status_code == 500)
+        await until_async(lambda: httpx.get(f"{server.url}/health", trust_env=False).status_code == 500)
         await anyio.sleep(0.2)  # ten periods
         assert is_in(server, State.READY)
         tasks.cancel_scope.cancel()
@@ -943,7 +931,7 @@ async def test_logs_of_a_flood_do_not_block_the_child() -> None:
     profile = fake_profile("--flood-lines-per-s", "0", "--flood-bytes-total", "50000000")
     async with anyio.create_task_group() as tasks:
         await tasks.start(supervise, profile, Hooks(observers=(seen,)))
-        await until(lambda: "FLOOD DONE" in seen.lines(), 40)
+        await until_async(lambda: "FLOOD DONE" in seen.lines())
         tasks.cancel_scope.cancel()
     kept = sum(line.startswith("flood line") for line in seen.lines()) * 80  # they are padded
     dropped = sum(drop.bytes for drop in seen.of(ev.LogDropped))
