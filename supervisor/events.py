@@ -4,7 +4,7 @@ Over 250 lines because it is a list: each event stands alone.
 
 An event that enters a state says so in `enters`; the emitter refuses a transition that `TRANSITIONS` does not list.
 Every event carries `elapsed_s` (seconds since `supervise` began, from the monotonic clock, so a snapshot's suspension
-counts) and `unix_s` (wall clock).
+counts) and `unix_s` (wall clock); whoever emits one leaves them out.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class State(enum.StrEnum):
     STARTING = "starting"  # before_start Steps run; there is no child
     LOADING = "loading"  # the child runs; health is polled
     UP = "up"  # the server says that it can serve; warmup Steps run
-    READY = "ready"  # warm and verified; the host has been told
-    SEALED = "sealed"  # no request, no client socket, no timer is ours
+    READY = "ready"  # warm and verified; the host has its handle
+    SEALED = "sealed"  # quiesced, asleep if the hooks say so: no request, no client socket, no timer of ours
     STOPPING = "stopping"  # TERM was sent, or the child died: teardown runs
     STOPPED = "stopped"  # reaped, drained, asked for
     FAILED = "failed"  # reaped, drained, not asked for
@@ -44,18 +44,26 @@ TRANSITIONS: dict[State | None, frozenset[State]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Base of all events."""
+    """Base of all events.
+
+    Attributes:
+        name: what a log shows, and what stays: `noun.verb`.
+        level: how much it matters.
+        enters: the state that the lifecycle is in from this event on; None: it stays where it is.
+        elapsed_s: seconds since `supervise` began; the emitter stamps it.
+        unix_s: wall clock; the emitter stamps it.
+    """
 
     name: ClassVar[str]
     level: ClassVar[Level] = "info"
     enters: ClassVar[State | None] = None
-    elapsed_s: float
-    unix_s: float
+    elapsed_s: float = 0.0
+    unix_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Starting(Event):
-    """A life begins; `attempt` is 1 for the first, one more after each restart."""
+    """A run of the server begins; `attempt` is 1 for the first, one more after each restart."""
 
     name = "child.starting"
     enters = State.STARTING
@@ -104,7 +112,7 @@ class ChildUp(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPassed(Event):
-    """A Step passed; warmup's own is `WarmupPassed`."""
+    """A Step at the lifecycle point `point` passed; those of `warmup` are `WarmupPassed`."""
 
     name = "step.passed"
     point: str
@@ -120,8 +128,8 @@ class WarmupPassed(StepPassed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepRefused(Event):
-    """A Step failed; the error that follows holds the same reason."""
+class StepFailed(Event):
+    """A Step at the lifecycle point `point` failed; the error that follows holds the same reason."""
 
     name = "step.failed"
     level = "error"
@@ -144,7 +152,7 @@ class ChildReady(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSealed(Event):
-    """Quiesced for a snapshot."""
+    """Quiesced for a snapshot, and asleep where there are `sleep` Steps."""
 
     name = "child.sealed"
     enters = State.SEALED
@@ -153,7 +161,7 @@ class ChildSealed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildResumed(Event):
-    """Verified after a snapshot; serving again."""
+    """Awake, verified after a snapshot, and serving again."""
 
     name = "child.resumed"
     enters = State.READY
@@ -181,7 +189,7 @@ class LogDropped(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChildUnanswering(Event):
+class ChildUnresponsive(Event):
     """The watchdog gave up on the child."""
 
     name = "child.unresponsive"
@@ -231,7 +239,7 @@ class Stopped(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed(Event):
-    """A life ended unasked; a restart may follow."""
+    """A run ended without a request to stop; a restart may follow."""
 
     name = "supervision.failed"
     level = "error"

@@ -67,8 +67,13 @@ class Hooks:
         before_start: before every spawn (artifacts present and whole).
         warmup: once health is green; READY only after all of them.
         before_seal: on the quiesced child; a failure refuses the seal and leaves the child READY.
+        sleep: last before SEALED: puts the engine to sleep. From then on nobody may send it a request. After a failure
+            the `wake` Steps run; if they pass, the child stays READY, else it is replaced, within the restart budget.
+        wake: first at a resume, before any probe (a probe may kill a sleeping engine, or wait for ever): wakes the
+            engine. A failure replaces the child, within the restart budget.
         after_resume: once health is green again; a failure replaces the child, within the restart budget.
-        before_stop: before TERM on a requested stop; failures are reported and do not prevent the stop.
+        before_stop: before TERM on a requested stop, unless the engine sleeps; failures are reported and do not prevent
+            the stop.
         liveness: tiny real inferences for the watchdog (see `Liveness.inference_every_s`).
         observers: see every event.
     """
@@ -76,6 +81,8 @@ class Hooks:
     before_start: tuple[Step, ...] = ()
     warmup: tuple[Step, ...] = ()
     before_seal: tuple[Step, ...] = ()
+    sleep: tuple[Step, ...] = ()
+    wake: tuple[Step, ...] = ()
     after_resume: tuple[Step, ...] = ()
     before_stop: tuple[Step, ...] = ()
     liveness: tuple[Step, ...] = ()

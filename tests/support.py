@@ -7,12 +7,26 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
 
-from supervisor import Daemon, Health, Profile, State, Stop, Supervised, Timeouts, events
+from supervisor import (
+    Child,
+    Daemon,
+    Health,
+    Hooks,
+    Profile,
+    State,
+    Stop,
+    Supervised,
+    SupervisorError,
+    Timeouts,
+    events,
+    supervise,
+)
 from supervisor.engines.llama_cpp import LLAMA_CPP
 from supervisor.events import Event
 
@@ -108,3 +122,30 @@ def free_port(host: str = "127.0.0.1") -> int:
     """A port on which nobody listens now."""
     with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         return int(probe.getsockname()[1])
+
+
+@dataclass(kw_only=True)
+class Do:
+    """A Step made of a function, plain or async, that remembers its calls."""
+
+    action: Callable[[Child], Any] = lambda _: None
+    name: str = "do"
+    deadline_s: float | None = None
+    calls: list[Child] = field(default_factory=list)
+
+    async def __call__(self, child: Child) -> None:
+        self.calls.append(child)
+        result = self.action(child)
+        if result is not None:
+            await result
+
+
+async def fate(profile: Profile, hooks: Hooks | None = None) -> tuple[SupervisorError, Recorder]:
+    """Supervises until it fails by itself; returns the error and what was seen."""
+    seen = Recorder()
+    hooks = replace(hooks or Hooks(), observers=(seen,))
+    try:
+        await supervise(profile, hooks)
+    except SupervisorError as error:
+        return error, seen
+    raise AssertionError("it returned")

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from types import TracebackType
 from typing import Final, Self
 
@@ -26,6 +26,7 @@ from supervisor.lifecycle.supervise import supervise
 from supervisor.linux.exhaustion import detect, translated
 from supervisor.profile import Profile
 from supervisor.steps import Hooks
+from supervisor.timing.racing import unwrapped
 
 _FLUSH_S: Final = 2.5
 _WORKER_S: Final = 1.0
@@ -53,8 +54,8 @@ class Daemon:
         self._ended: Future[None] = Future()
         self._stopping = False
         self._waiting: list[str] = []
-        self._told: BaseException | None = None
-        self._process = os.getpid()
+        self._raised: BaseException | None = None
+        self._owner_pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
@@ -108,7 +109,7 @@ class Daemon:
         """
         if threading.current_thread() is self._thread:
             raise IllegalState(operation="stop", state="running a hook", allowed="another thread")
-        if os.getpid() != self._process:
+        if os.getpid() != self._owner_pid:
             return
         self._stopping = True
         with self._lock:
@@ -145,9 +146,11 @@ class Daemon:
     def _run(self) -> None:
         failure: BaseException | None = None
         try:
-            anyio.run(self._main)
-        except BaseException as error:  # noqa: BLE001  it crosses to the waiting thread, unwrapped
-            failure = translated(error) if isinstance(error, Exception) else error
+            failure = anyio.run(self._main)
+        except BaseException as error:  # noqa: BLE001  it crosses to the waiting thread
+            failure = error
+        if isinstance(failure, Exception):
+            failure = translated(unwrapped(failure))
         # anyio tells its worker threads to end and does not wait; a host that counts threads, as Modal does, sees them.
         for worker in threading.enumerate():
             if self._loop is not None and getattr(worker, "loop", None) is self._loop:
@@ -161,46 +164,63 @@ class Daemon:
             self._ready.set_exception(failure or stopped)
             return
         code = self._profile.restart.host_exit_code
-        unheard = failure is not None and not self._waiting and failure is not self._told
+        unheard = failure is not None and not self._waiting and failure is not self._raised
         if unheard and not self._stopping and code is not None:
             self._exit_host(code)
 
-    async def _main(self) -> None:
-        failure: Exception | None = None
+    async def _main(self) -> Exception | None:
+        """Supervises until stopped; returns why it failed, because the portal would raise that in a group."""
         self._loop = asyncio.get_running_loop()
         async with BlockingPortal() as self._portal:
             with anyio.CancelScope() as self._scope:
                 if self._stopping:
-                    return
+                    return None
                 try:
                     await supervise(self._profile, self._hooks, task_status=self)
-                except Exception as error:  # noqa: BLE001  raised again below: the portal would wrap it in a group
-                    failure = error
-        if failure is not None:
-            raise failure
+                except Exception as error:  # noqa: BLE001  it crosses to the waiting thread
+                    return error
+        return None
 
     async def _cancel(self) -> None:
         if self._scope is not None:
             self._scope.cancel()
 
     def _call(self, operation: str, function: Callable[[Supervised], Awaitable[None]]) -> None:
-        portal = self._portal_for(operation)
-        # Whoever waits here hears of a failure: the host must not be ended under its hands.
+        if threading.current_thread() is self._thread:
+            raise IllegalState(operation=operation, state="running a hook", allowed="another thread")
+        if self._portal is None:
+            raise IllegalState(operation=operation, state="not running", allowed="a `start` that returned")
+        # Whoever waits here gets the failure: the host must not be ended under its hands.
         self._waiting.append(operation)
         try:
-            portal.call(function, self.supervised)
+            self._call_portal(self._portal, operation, function)
         except BaseException as error:
-            self._told = error
+            self._raised = error
             raise
         finally:
             self._waiting.remove(operation)
 
-    def _portal_for(self, operation: str) -> BlockingPortal:
-        if self._ended.done() and (failure := self._ended.exception()) is not None:
-            raise failure
-        if self._portal is None or self._ended.done():
-            raise IllegalState(operation=operation, state="not running", allowed="a `start` that returned")
-        return self._portal
+    def _call_portal(
+        self, portal: BlockingPortal, operation: str, function: Callable[[Supervised], Awaitable[None]]
+    ) -> None:
+        try:
+            call = portal.start_task_soon(function, self.supervised)
+        except RuntimeError:  # the portal is closed, or closes at this moment
+            raise self._ending(operation) from None
+        # A call that arrives in the loop's last moment is never run.
+        wait((call, self._ended), return_when=FIRST_COMPLETED)
+        if not call.done():
+            raise self._ending(operation)
+        try:
+            call.result()
+        except CancelledError:
+            raise self._ending(operation) from None
+
+    def _ending(self, operation: str) -> BaseException:
+        """Why a call finds no running server: what the supervision ended with, else that it was stopped."""
+        wait((self._ended,))
+        stopped = IllegalState(operation=operation, state="not running", allowed="a running server")
+        return self._ended.exception() or stopped
 
     def _exit_host(self, code: int) -> None:
         # Not sys.exit: this is not the main thread, which may be parked in foreign code for good. Flushing may block or

@@ -1,55 +1,27 @@
-"""The handle that a host gets at READY: what runs, and the seal and resume of it."""
+"""`Supervised`, the handle that a host gets at READY: what runs, and the seal and resume of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
-
-import anyio
-
 from supervisor.child import Child
-from supervisor.emitter import Emitter
-from supervisor.errors import IllegalState
 from supervisor.events import State
-
-
-@dataclass(eq=False, slots=True)
-class Request:
-    """A transition that the host asked for; answered once, with an error or without."""
-
-    wanted: Literal["seal", "resume"]
-    _done: anyio.Event = field(default_factory=anyio.Event)
-    _error: BaseException | None = None
-
-    def answer(self, error: BaseException | None = None) -> None:
-        """Lets the host go on; only the first answer counts."""
-        if not self._done.is_set():
-            self._error = error
-            self._done.set()
-
-    async def wait(self) -> None:
-        """Waits for the answer and raises its error."""
-        await self._done.wait()
-        if self._error is not None:
-            raise self._error
+from supervisor.lifecycle.control import Control
 
 
 class Supervised:
-    """A supervised server, across restarts. `await tg.start(supervise, profile)` returns it once READY.
+    """A supervised server, across restarts. `await tg.start(supervise, profile)` returns it once READY."""
 
-    Every restart replaces `child` (same port, another pid).
-    """
-
-    def __init__(self, emitter: Emitter, child: Child) -> None:
-        self._emitter = emitter
-        self._request: Request | None = None
-        self._arrived = anyio.Event()
-        self.child = child
+    def __init__(self, control: Control) -> None:
+        self._control = control
 
     @property
     def state(self) -> State:
         """Where the lifecycle is now."""
-        return self._emitter.state or State.STARTING
+        return self._control.state
+
+    @property
+    def child(self) -> Child:
+        """The present child; every restart replaces it (same port, another pid)."""
+        return self._control.child
 
     @property
     def url(self) -> str:
@@ -62,19 +34,20 @@ class Supervised:
         return self.child.pid
 
     async def seal(self) -> None:
-        """Quiesces for a snapshot: watchdog off, `before_seal` Steps passed, no timer and no socket of ours left.
+        """Quiesces for a snapshot: watchdog off, `before_seal` Steps passed, `sleep` Steps passed, no timer of ours.
 
         Raises:
             IllegalState: not READY, or a seal or resume is under way.
-            StepFailed: a `before_seal` Step refused; the child stays READY.
+            StepFailed: a `before_seal` Step refused, or a `sleep` Step failed and the `wake` Steps undid it: the child
+                stays READY. Or they did not: the child is replaced, within the restart budget.
             SupervisorError: the child died meanwhile.
 
         Cancelling the call does not undo the seal.
         """
-        await self._ask("seal", State.READY)
+        await self._control.ask("seal", State.READY)
 
     async def resume(self) -> None:
-        """Serves again after a seal: child alive, health green, `after_resume` Steps passed, watchdog armed.
+        """Serves again after a seal: `wake` Steps, then health, then `after_resume` Steps passed; the watchdog is on.
 
         A child that fails this is replaced by a cold start, within the restart budget; the call then returns when the
         new child is READY.
@@ -83,33 +56,4 @@ class Supervised:
             IllegalState: not SEALED, or a resume is under way.
             SupervisorError: verification failed and nothing is left to try; the supervision has ended with it.
         """
-        await self._ask("resume", State.SEALED)
-
-    async def _ask(self, wanted: Literal["seal", "resume"], needs: State) -> None:
-        if self._request is not None:
-            raise IllegalState(operation=wanted, state=f"a {self._request.wanted} is under way", allowed="its end")
-        if self.state is not needs:
-            raise IllegalState(operation=wanted, state=str(self.state), allowed=str(needs))
-        request = self._request = Request(wanted)
-        self._arrived.set()
-        await request.wait()
-
-    # What follows is the lifecycle's side.
-
-    async def next_request(self) -> Request:
-        """Waits, without any timer, for what the host asks next; it stays pending until `answer`."""
-        await self._arrived.wait()
-        assert self._request
-        self._arrived = anyio.Event()
-        return self._request
-
-    def pending(self, wanted: Literal["seal", "resume"]) -> bool:
-        """Whether such a request waits for its answer."""
-        return self._request is not None and self._request.wanted == wanted
-
-    def answer(self, error: BaseException | None = None) -> None:
-        """Answers the pending request, if there is one."""
-        if self._request is not None:
-            request, self._request = self._request, None
-            self._arrived = anyio.Event()
-            request.answer(error)
+        await self._control.ask("resume", State.SEALED)

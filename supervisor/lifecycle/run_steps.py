@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import anyio
 
+from supervisor import events
 from supervisor.child import Child
 from supervisor.emitter import Emitter
 from supervisor.errors import StepFailed
-from supervisor.events import StepPassed, StepRefused, WarmupPassed
 from supervisor.steps import Step
 from supervisor.timing.limits import running_limit
 from supervisor.timing.racing import StrayCancellation, is_cancelled
@@ -29,12 +29,13 @@ async def run_steps(point: str, steps: Sequence[Step], child: Child, emit: Emitt
         took_s = time.monotonic() - began
         if cause is not None:
             reason = child.redact(describe(cause))
-            emit(StepRefused, point=point, step=step.name, took_s=took_s, reason=reason)
+            emit(events.StepFailed(point=point, step=step.name, took_s=took_s, reason=reason))
             failure = StepFailed(point=point, step=step.name, took_s=took_s, reason=reason)
             # A cause that holds a secret would show it in every traceback: its masked text must do.
             leaks = any(child.redact(text) != text for text in traceback.format_exception(cause))
             raise failure from (None if leaks else cause)
-        emit(WarmupPassed if point == "warmup" else StepPassed, point=point, step=step.name, took_s=took_s)
+        passed = events.WarmupPassed if point == "warmup" else events.StepPassed
+        emit(passed(point=point, step=step.name, took_s=took_s))
 
 
 async def attempt(step: Step, child: Child, *, limit_s: float | None = None) -> Exception | None:

@@ -1,4 +1,4 @@
-"""`supervise`: lives, one after the other, within the restart budget."""
+"""`supervise`: runs of the server, one after the other, within the restart budget."""
 
 from __future__ import annotations
 
@@ -11,28 +11,20 @@ from anyio.abc import TaskStatus
 from supervisor import events
 from supervisor.child import Child
 from supervisor.emitter import Emitter
-from supervisor.errors import (
-    DiedBeforeReady,
-    IllegalState,
-    PortTaken,
-    ProfileError,
-    SpawnError,
-    SupervisorError,
-    WrongModel,
-)
+from supervisor.errors import DiedBeforeReady, PortTaken, SupervisorError
+from supervisor.lifecycle.control import Control
 from supervisor.lifecycle.handle import Supervised
-from supervisor.lifecycle.restart import RestartBudget
-from supervisor.lifecycle.run import Life, Run
+from supervisor.lifecycle.restart import NoRestart, RestartBudget, is_final
+from supervisor.lifecycle.run import Run, Supervision
 from supervisor.linux import processes
 from supervisor.process.spawn import free_port
 from supervisor.profile import Profile
 from supervisor.redact import Redactor
 from supervisor.steps import Hooks
+from supervisor.timing.racing import unwrapped
 
 _PORT_TRIES: Final = 5
 _BIND_FAILED: Final = re.compile(r"(?i)address already in use|EADDRINUSE|(could ?n.t|failed to|cannot) bind")
-# Another life would end the same way.
-_HOPELESS: Final = (ProfileError, SpawnError, PortTaken, WrongModel)
 
 
 async def supervise(
@@ -57,53 +49,52 @@ async def supervise(
     redact = Redactor(profile.secrets)
     emit = Emitter(hooks.observers)
     port = profile.port or free_port(profile.host)
-    child = Child(profile=profile, port=port, pid=None, redact=redact)
-    run = Run(profile=profile, hooks=hooks, emit=emit, handle=Supervised(emit, child), task_status=task_status)
+    control = Control(emit, Child(profile=profile, port=port, pid=None, redact=redact))
+    supervision = Supervision(profile=profile, hooks=hooks, emit=emit, control=control, task_status=task_status)
     budget = RestartBudget(profile.restart)
-    races = lives = 0
+    lost_ports = runs = 0
+    defect: Exception | None = None
     try:
         while True:
-            lives += 1
-            emit(events.Starting, attempt=lives)
-            if lives == 1 and not processes.AVAILABLE:
-                emit(events.Notice, detail="no /proc here: load progress, stalls and foreign listeners go unseen")
-            life = Life(run, Child(profile=profile, port=port, pid=None, redact=redact))
+            runs += 1
+            emit(events.Starting(attempt=runs))
+            if runs == 1 and not processes.AVAILABLE:
+                emit(events.Notice(detail="no /proc here: load progress, stalls and foreign listeners go unseen"))
+            run = Run(supervision, Child(profile=profile, port=port, pid=None, redact=redact))
             try:
-                await life.live()
+                await run.until_ended()
             except SupervisorError as error:
-                if profile.port == 0 and races < _PORT_TRIES and _lost_the_port(error):
-                    races += 1
+                was_ready = run.ready_s is not None
+                if profile.port == 0 and not was_ready and lost_ports < _PORT_TRIES and _lost_the_port(error):
+                    lost_ports += 1
                     taken, port = port, free_port(profile.host)
-                    emit(events.Notice, detail=f"port {taken} was taken in the meantime; trying {port}")
+                    emit(events.Notice(detail=f"port {taken} was taken in the meantime; trying {port}"))
                     continue
-                if isinstance(error, _HOPELESS):
-                    delay_s: float | str = "nothing would change"
+                if is_final(error, first_start=runs == lost_ports + 1, was_ready=was_ready):
+                    delay_s: float | NoRestart = NoRestart(reason="nothing would change")
                 else:
-                    resuming = run.handle.pending("resume")
-                    delay_s = budget.next_delay_s(ready_s=life.ready_s, resuming=resuming)
-                if isinstance(delay_s, str):
-                    error.add_note(f"Not restarted: {delay_s}.")
-                    run.handle.answer(error)
+                    delay_s = budget.next_delay_s(ready_s=run.ready_s, resuming=control.pending("resume"))
+                if isinstance(delay_s, NoRestart):
+                    error.add_note(f"Not restarted: {delay_s.reason}.")
+                    control.answer(error)
                     raise
-                if run.handle.pending("seal"):
-                    run.handle.answer(error)
-                emit(events.ChildRestarting, attempt=budget.attempt, delay_s=delay_s)
+                if control.pending("seal"):
+                    control.answer(error)
+                emit(events.ChildRestarting(attempt=budget.attempt, delay_s=delay_s))
                 await _pause(delay_s, emit)
     except ExceptionGroup as group:
-        # Only a defect of ours gets here; still, callers get one exception to look at.
-        defect: Exception = group
-        while isinstance(defect, ExceptionGroup):
-            defect = defect.exceptions[0]
-        raise defect from group
+        defect = unwrapped(group)  # only a defect of ours gets here; still, callers get one exception to look at
     finally:
-        run.handle.answer(IllegalState(operation="go on", state="stopped", allowed="a running supervision"))
+        control.close()
+    assert defect is not None
+    raise defect
 
 
 async def _pause(delay_s: float, emit: Emitter) -> None:
     try:
         await anyio.sleep(delay_s)
     except anyio.get_cancelled_exc_class():
-        emit(events.Stopped)
+        emit(events.Stopped())
         raise
 
 

@@ -14,7 +14,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import anyio
 import anyio.lowlevel
@@ -32,6 +32,7 @@ _CHUNK_BYTES: Final = 120 << 10
 _BURST_S: Final = 0.004  # a pipe that stays full is read for so long before anything else has a turn
 _SLICE_S: Final = 0.0003  # processing yields to reading this often
 _REPORT_S: Final = 1.0  # between two reports of drops
+_LEVELS: Final = get_args(Level)
 _DECODER: Final = codecs.getincrementaldecoder("utf-8")
 
 
@@ -131,18 +132,26 @@ class LogPump:
     def _keep(self, stream: Stream, line: bytes, *, cut: bool) -> None:
         text = self._clean(line, cut=cut)
         if text:
-            try:
-                level, shown = self._limits.parse(text)
-            except Exception:  # the parser is the profile's: its defect must not end the draining
-                level, shown = "info", text
-                if not self._parser_failed:
-                    self._parser_failed = True
-                    logging.getLogger("supervisor").exception("the log parser of the profile raised")
+            level, shown = self._parse(text)
             if shown is not text:
                 # Unescaping (JSON's) may bring to light what was not there before: a secret, a control character.
                 shown = self._tidy(" ".join(shown.encode("utf-8", "replace").decode().splitlines()), cut=cut)
             self._tail.append(shown)
             self._on_line(stream, level, shown)
+
+    def _parse(self, text: str) -> tuple[Level, str]:
+        raised: Exception | None = None
+        try:
+            level, shown = self._limits.parse(text)
+            if isinstance(shown, str) and level in _LEVELS:
+                return level, shown
+            problem = f"returned {(level, shown)!r}, not a level of {_LEVELS} and a text"
+        except Exception as error:  # noqa: BLE001  the parser is the profile's: its defect must not end the draining
+            problem, raised = "raised", error
+        if not self._parser_failed:
+            self._parser_failed = True
+            logging.getLogger("supervisor").error("the profile's log parser %s", self._redact(problem), exc_info=raised)
+        return "info", text
 
     def _clean(self, line: bytes, *, cut: bool) -> str:
         # Not final where it is cut: half a character would hide the beginning of a secret before it.

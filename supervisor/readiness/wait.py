@@ -55,7 +55,7 @@ async def wait_for_load(child: Child, process: Process, pump: LogPump, hint: Hin
     polling = Polling()
 
     def report(done: int, total: int | None, rate: float, eta_s: float | None) -> None:
-        emit(events.LoadProgress, bytes=done, total_bytes=total, bytes_per_s=rate, eta_s=eta_s)
+        emit(events.LoadProgress(bytes=done, total_bytes=total, bytes_per_s=rate, eta_s=eta_s))
 
     meter = LoadMeter(
         processes.Session(process.pid, child.cookie),
@@ -160,4 +160,4 @@ class _OtherPorts:
 
 def report_waiting(emit: Emitter, failures: int, detail: str) -> None:
     """Reports failed probes as an event."""
-    emit(events.HealthWaiting, failures=failures, detail=detail)
+    emit(events.HealthWaiting(failures=failures, detail=detail))

@@ -23,7 +23,7 @@ __all__ = ["BROKEN", "TIMERS", "RehearsalReport", "is_golden"]
 
 _GOLDEN: Final = (" record", " replay")  # ends the names of golden Steps
 _SIGNALLED: Final = 128  # exit codes above it tell a signal
-TIMERS: Final = (events.ChildUnanswering.name,)
+TIMERS: Final = (events.ChildUnresponsive.name,)
 """Events of timers that a jump of the clock could set off."""
 BROKEN: Final = 5  # the exit code: a snapshot of this server cannot be trusted
 

@@ -54,10 +54,10 @@ from hooks.warmup import Text
 from modal_entry.gemma import MODEL
 from modal_entry.pipeline.releases import resolve
 from modal_entry.serving import server as serving
-from supervisor import Daemon, Profile, Secret
+from supervisor import Daemon, Profile, Secret, events
 from supervisor.child import Child
 from supervisor.errors import StepFailed
-from supervisor.events import Event, StepPassed, StepRefused
+from supervisor.events import Event
 from supervisor.steps import Step
 
 ASKED: Final = 30  # times that a golden question is asked, per situation
@@ -90,7 +90,7 @@ class Journal:
         self.lines: list[str] = []
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, StepPassed | StepRefused):
+        if isinstance(event, events.StepPassed | events.StepFailed):
             self.steps[event.step] = round(event.took_s, 3)
         if event.name == "child.log":
             self.lines.append(getattr(event, "line", ""))

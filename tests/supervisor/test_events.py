@@ -79,7 +79,7 @@ class Lifecycle(RuleBasedStateMachine):
     def legal(self, data: st.DataObject) -> None:
         kinds = [kind for kind in ENTERING if kind.enters in TRANSITIONS[self.emit.state]]
         kind = data.draw(st.sampled_from(kinds))
-        self.emit(kind, **any_fields(kind))
+        self.emit(kind(**any_fields(kind)))
         assert self.emit.state is kind.enters
         assert type(self.seen[-1]) is kind
 
@@ -89,14 +89,14 @@ class Lifecycle(RuleBasedStateMachine):
         kinds = [kind for kind in ENTERING if kind.enters not in TRANSITIONS[state]]
         kind = data.draw(st.sampled_from(kinds))
         with pytest.raises(AssertionError, match=f"illegal transition .* by {re.escape(kind.name)}"):
-            self.emit(kind, **any_fields(kind))
+            self.emit(kind(**any_fields(kind)))
         assert self.emit.state is state
         assert len(self.seen) == count
 
     @rule(kind=st.sampled_from([kind for kind in KINDS if kind.enters is None]))
     def remark(self, kind: type[Event]) -> None:
         state = self.emit.state
-        self.emit(kind, **any_fields(kind))
+        self.emit(kind(**any_fields(kind)))
         assert self.emit.state is state
 
     @invariant()
@@ -112,19 +112,19 @@ TestLifecycle = Lifecycle.TestCase
 def test_a_restarted_life_begins_again() -> None:
     """A failed life may be followed by another, a stopped one may not."""
     emit = Emitter([])
-    emit(Starting, attempt=1)
-    emit(Failed, error="SpawnError", detail="")
-    emit(Starting, attempt=2)
-    emit(Stopped)
+    emit(Starting(attempt=1))
+    emit(Failed(error="SpawnError", detail=""))
+    emit(Starting(attempt=2))
+    emit(Stopped())
     with pytest.raises(AssertionError, match=r"illegal transition stopped -> starting by child\.starting"):
-        emit(Starting, attempt=3)
+        emit(Starting(attempt=3))
 
 
 def test_observers_see_every_event_in_order() -> None:
     """Each observer sees the same objects, first registered first."""
     seen: list[tuple[str, Event]] = []
     emit = Emitter([lambda event: seen.append(("a", event)), lambda event: seen.append(("b", event))])
-    emit(Notice, detail="x")
+    emit(Notice(detail="x"))
     (first, event), (second, same) = seen
     assert (first, second) == ("a", "b")
     assert event is same
@@ -140,7 +140,7 @@ def test_an_observer_that_raises_is_reported_once_and_stops_nobody(caplog: pytes
     emit = Emitter([broken, seen.append])
     with caplog.at_level(logging.ERROR, logger="supervisor"):
         for _ in range(3):
-            emit(ChildLog, stream="stdout", line="x", line_level="info")
+            emit(ChildLog(stream="stdout", line="x", line_level="info"))
     assert len(seen) == 3
     (record,) = caplog.records
     assert record.exc_info
@@ -157,6 +157,6 @@ def test_two_broken_observers_are_both_reported(caplog: pytest.LogCaptureFixture
         raise ValueError
 
     emit = Emitter([first, second])
-    emit(Notice, detail="")
-    emit(Notice, detail="")
+    emit(Notice(detail=""))
+    emit(Notice(detail=""))
     assert len(caplog.records) == 2

@@ -352,7 +352,7 @@ async def test_a_drifted_child_is_replaced_at_the_resume(faults: tuple[str, ...]
         await server.resume()
         assert is_in(server, State.READY)
         assert server.pid != old
-        refused = seen.one(ev.StepRefused)
+        refused = seen.one(ev.StepFailed)
         after = seen.names[seen.names.index("step.failed") :]
         await server.seal()
         await server.resume()

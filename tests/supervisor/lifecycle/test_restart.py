@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.lifecycle.restart import RestartBudget
+from supervisor.lifecycle.restart import NoRestart, RestartBudget
 from supervisor.profile import Restart
 
 SERVED_S = 1.0  # READY for a while, not for long enough to refill the budget
@@ -20,7 +20,7 @@ def budget(**fields: Any) -> RestartBudget:
     return RestartBudget(Restart(**(plain | fields)))
 
 
-def delays(count: int, **fields: Any) -> list[float | str]:
+def delays(count: int, **fields: Any) -> list[float | NoRestart]:
     one = budget(**fields)
     return [one.next_delay_s(ready_s=SERVED_S) for _ in range(count)]
 
@@ -34,12 +34,12 @@ def test_a_spent_budget_says_so() -> None:
     """After `max_restarts` delays comes the reason, and it stays."""
     *granted, first, second = delays(5, max_restarts=3)
     assert all(isinstance(delay, float) for delay in granted)
-    assert first == second == "the budget of 3 restarts is spent"
+    assert first == second == NoRestart(reason="the budget of 3 restarts is spent")
 
 
 def test_no_budget_means_no_restart() -> None:
     """`max_restarts=0` is a policy that never restarts."""
-    assert delays(1, max_restarts=0) == ["the budget of 0 restarts is spent"]
+    assert delays(1, max_restarts=0) == [NoRestart(reason="the budget of 0 restarts is spent")]
 
 
 def test_long_service_refills_the_budget() -> None:
@@ -55,7 +55,7 @@ def test_a_crash_loop_ends_early() -> None:
     """Lives in a row that never were READY end it, whatever is left of the budget."""
     one = budget(max_restarts=1000, crash_loop_after=3)
     assert [type(one.next_delay_s(ready_s=None)) for _ in range(2)] == [float, float]
-    assert one.next_delay_s(ready_s=None) == "crash loop: 3 lives in a row never became ready"
+    assert one.next_delay_s(ready_s=None) == NoRestart(reason="crash loop: 3 runs in a row never became ready")
 
 
 def test_one_ready_life_breaks_a_crash_loop() -> None:
@@ -75,7 +75,7 @@ def test_on_resume_spares_only_a_resume() -> None:
 
 def test_never_means_never() -> None:
     """The default policy restarts nothing."""
-    assert RestartBudget(Restart()).next_delay_s(ready_s=1e6) == "the restart policy is 'never'"
+    assert RestartBudget(Restart()).next_delay_s(ready_s=1e6) == NoRestart(reason="the restart policy is 'never'")
 
 
 @given(

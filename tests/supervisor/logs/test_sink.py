@@ -28,7 +28,7 @@ from supervisor.events import (
     LoadProgress,
     LogDropped,
     Notice,
-    StepRefused,
+    StepFailed,
 )
 from supervisor.logs.sink import Sink, to_dict
 from support import EVENT_KINDS as KINDS
@@ -121,7 +121,7 @@ def test_json_tuples_are_lists() -> None:
 
 def test_to_dict_rounds_times() -> None:
     """Times have four places; whole numbers stay whole."""
-    event = made(StepRefused, point="warmup", step="text", took_s=0.123456, reason="x")
+    event = made(StepFailed, point="warmup", step="text", took_s=0.123456, reason="x")
     assert to_dict(event)["took_s"] == 0.1235
     assert to_dict(READY)["pid"] == 7
 
@@ -142,18 +142,18 @@ def test_console_lines_are_for_people() -> None:
 
 def test_console_numbers_are_short() -> None:
     """Four digits that count, and every whole digit; a field with nothing in it is left out."""
-    step = made(StepRefused, point="warmup", step="text", took_s=12.3456, reason="")
+    step = made(StepFailed, point="warmup", step="text", took_s=12.3456, reason="")
     assert written(step, log_format="console").split()[-3:] == ["point=warmup", "step=text", "took_s=12.35"]
     assert "bytes_per_s=123456789 eta_s=0.0123" in written(
         made(LoadProgress, bytes=1, total_bytes=2, bytes_per_s=123456789.4, eta_s=0.0123), log_format="console"
     )
-    assert "took_s=0 " in written(made(StepRefused, point="p", step="s", took_s=0.0, reason="x"), log_format="console")
+    assert "took_s=0 " in written(made(StepFailed, point="p", step="s", took_s=0.0, reason="x"), log_format="console")
 
 
 def test_a_console_gets_no_foreign_escapes() -> None:
     """What a server or a Step says in an event or a message cannot steer the terminal; line breaks stay."""
     bad = "a\x1b]0;title\x07b\x1b[2J\x1b[31mred\x9b\x07\x08\r\nnext"
-    step = made(StepRefused, point="warmup", step=bad, took_s=0.1, reason=bad)
+    step = made(StepFailed, point="warmup", step=bad, took_s=0.1, reason=bad)
     text = written(step, log(bad), bad, log_format="console")
     assert all(character == "\n" or character.isprintable() for character in text)
     assert "title" not in text and "[2J" not in text

@@ -159,7 +159,7 @@ def logged(*written: events.Event | str) -> list[str]:
 def test_events_are_read_as_they_are_written() -> None:
     """Name and fields come back, quotes and line breaks too; neither other text nor a server's JSON is an event."""
     reason = "it's \"blank\":\n    see body=''"
-    failed = events.StepRefused(**TIMES, point="before_seal", step="golden text record", took_s=0.5, reason=reason)
+    failed = events.StepFailed(**TIMES, point="before_seal", step="golden text record", took_s=0.5, reason=reason)
     ready = '{"event": "child.ready", "level": "info", "timestamp": "now", "elapsed_s": 1}'
     said = events.ChildLog(**TIMES, stream="stderr", line=ready, line_level="info")
     lines = logged(failed, "{}", "[1]", "{", "a line of a program", said)
@@ -188,7 +188,7 @@ def test_timers_that_fire_are_seen() -> None:
     """Each event that counts as a timer exists, and the report names it when it comes."""
     by_name = {kind.name: kind for kind in EVENT_KINDS}
     assert set(TIMERS) <= set(by_name)
-    report = report_of(*logged(events.ChildUnanswering(**TIMES, misses=3, detail="no answer")), restore_s=1.0)
+    report = report_of(*logged(events.ChildUnresponsive(**TIMES, misses=3, detail="no answer")), restore_s=1.0)
     assert report.timers == ("child.unresponsive",)
     assert "child.unresponsive" in screen_of(report)
 
