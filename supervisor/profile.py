@@ -21,7 +21,7 @@ from typing import Literal
 from supervisor.dialect import Dialect
 from supervisor.errors import ProfileError, require
 from supervisor.events import Level
-from supervisor.redact import MASK, Redactor, Secret, is_secret_name, secrets_in
+from supervisor.redact import MASK, Redactor, Secret, is_secret_variable, secrets_in, secrets_named
 
 Accept = Callable[[int, str], str | None]
 """Judges a health answer: (HTTP status, body) -> None when the server is up, else why not, in a few words."""
@@ -394,15 +394,16 @@ class Profile:
 
     def __repr__(self) -> str:
         mask = Redactor(self.secrets)
-        env = {name: MASK if is_secret_name(name) else mask(str(value)) for name, value in self.env.items()}
+        env = {name: MASK if is_secret_variable(name) else mask(str(value)) for name, value in self.env.items()}
         shown = {f.name: getattr(self, f.name) for f in fields(self)}
         shown |= {"command": mask.argv(self.command), "env": env}
         return f"Profile({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
-        """Every secret that the profile knows, for redaction; also keys that stand literally in the command."""
+        """Every secret that the profile knows, for redaction; also what names call one in the command and in `env`."""
         found = [value for value in self.env.values() if isinstance(value, Secret)]
+        found += secrets_named({name: value for name, value in self.env.items() if isinstance(value, str)})
         key = (self.api_key,) if self.api_key else ()
         return tuple(dict.fromkeys((*found, *key, *secrets_in(self.command))))
 

@@ -1,30 +1,49 @@
-"""Secrets, and the masking of text that may hold them."""
+"""Secrets, and the masking of text that may hold them, in logs, events, errors and printed command lines.
+
+Masked as `***`, wherever it stands in a text:
+
+- every known secret: the profile's key, each `Secret`, and what a telling name (`--api-key`, `HF_TOKEN`,
+  `DB_PASSWORD`, `X_KEY`, ...) calls one in the command line and in the child's environment, set by the profile or
+  inherited from the host, if it has 8 characters or more and, in the environment, is no absolute path;
+- the same in other spellings: escaped in JSON or source code, quoted for a URL, in base64 alone or inside of more;
+- what stands where secrets stand, known or not: the value of an `Authorization` header of any scheme, what follows
+  `Bearer`, the password in `user:password@` of a URL, and the value of a telling name in a URL's query (`?key=`,
+  `&api_key=`, `?token=`, ...).
+
+Not masked: an unknown secret anywhere else, such as `password: hunter2` in a line of prose; a known one in a form that
+is not listed here (encrypted, hashed, in hex, spread over two lines, in part); files that the server writes itself.
+"""
 
 from __future__ import annotations
 
+import base64
+import fnmatch
 import json
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 from urllib.parse import quote, quote_plus
 
+from supervisor.credentials import MASK, is_secret_name, is_secret_variable, mask_argv, mask_places, values_in
 from supervisor.errors import ProfileError
 
-MASK: Final = "***"
+__all__ = [
+    "GUESSED_MIN_CHARS",
+    "MASK",
+    "Redactor",
+    "Secret",
+    "inherited_secrets",
+    "is_secret_name",
+    "is_secret_variable",
+    "secrets_in",
+    "secrets_named",
+]
 
 GUESSED_MIN_CHARS: Final = 8
 """What only a name calls a secret must be so long, because masking a `1` wherever it stands leaves no log to read."""
 
-# Options whose value is a secret by name, wherever the value came from.
-_NAME: Final = r"(?:(?:[\w-]*[-_])?(?:(?:api|access|secret)[-_]?keys?|token|secret)|[\w-]*passw(?:or)?d|--?key)"
-_SECRET_NAME: Final = re.compile(rf"(?i)(?<![\w-]){_NAME}$")
-# The same inside of one argument: a header, a shell's script, JSON, a query. The value is the second group.
-_VALUE: Final = r"""("[^"]*"|'[^']*'|[^\s"',;&]+)"""
-_EMBEDDED: Final = (
-    re.compile(rf"""(?i)((?<![\w-]){_NAME}(?:["']?\s*[=:]\s*(?:bearer\s+)?)){_VALUE}"""),
-    re.compile(rf"(?i)((?<![\w-])(?=-){_NAME}\s+){_VALUE}"),
-    re.compile(r"""(?i)(\bbearer\s+)([^\s"',;&]+)"""),
-)
+_BASE64_MIN_CHARS: Final = 8
 
 
 class Secret:
@@ -67,28 +86,30 @@ class Secret:
         return hash(self._value)
 
 
-def is_secret_name(name: str) -> bool:
-    """Whether an option or variable of this name holds a secret (`--api-key`, `HF_TOKEN`, ...)."""
-    return _SECRET_NAME.search(name) is not None
-
-
 def secrets_in(argv: Sequence[str]) -> tuple[Secret, ...]:
     """The keys that stand literally in a command line, as far as names and `Bearer` tell, if they are long enough."""
-    found: list[str] = []
-    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
-        option, equals, value = arg.partition("=")
-        if _has_value(option, equals):
-            # An option that follows is no value: the one before it is a switch.
-            found.append(value if equals else "" if following.startswith("-") else following)
-        found += [match[2].strip("\"'") for pattern in _EMBEDDED for match in pattern.finditer(arg)]
     # Servers take several keys with commas in between.
-    parts = [part.strip() for value in found for part in (value, *value.split(","))]
+    parts = [part.strip() for value in values_in(argv) for part in (value, *value.split(","))]
     return tuple(Secret(part) for part in dict.fromkeys(parts) if _is_literal(part))
 
 
-def _has_value(option: str, equals: str) -> bool:
-    one_word = not any(map(str.isspace, option))
-    return one_word and bool(equals or option.startswith("-")) and is_secret_name(option)
+def secrets_named(environment: Mapping[str, str]) -> tuple[Secret, ...]:
+    """The values of variables that name a secret, if they are long enough; an absolute path is none."""
+    return tuple(
+        Secret(value, name=name)
+        for name, value in environment.items()
+        if is_secret_variable(name) and _is_literal(value.strip()) and not value.startswith("/")
+    )
+
+
+def inherited_secrets(patterns: Sequence[str]) -> tuple[Secret, ...]:
+    """The secrets in this process's environment that a child inherits by these names or shell patterns."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    return secrets_named(inherited)
 
 
 def _is_literal(value: str) -> bool:
@@ -97,9 +118,10 @@ def _is_literal(value: str) -> bool:
 
 
 class Redactor:
-    """Masks known secrets in text: `redactor("Bearer abc")`.
+    """Masks secrets in text: `redactor("Bearer abc")`; the module's docstring says what is masked.
 
-    Masked as well are the forms in which a server would print them: JSON-escaped, quoted as source code, URL-quoted.
+    Args:
+        secrets: the known ones.
     """
 
     def __init__(self, secrets: Iterable[Secret]) -> None:
@@ -114,10 +136,18 @@ class Redactor:
         self.longest_bytes = max((len(form.encode()) for form in forms), default=0)
 
     def __call__(self, text: str) -> str:
-        return self._pattern.sub(MASK, text) if self._pattern else text
+        for form in self._forms:
+            if form in text:  # a few plain searches take less time than one for all forms at once
+                assert self._pattern
+                text = self._pattern.sub(MASK, text)
+                break
+        return mask_places(text)
 
     def cut(self, text: str) -> str:
         """Masks text whose end was cut off, and drops the beginning of a secret that stands at the cut."""
+        return mask_places(self._cut_known(text), is_cut=True)
+
+    def _cut_known(self, text: str) -> str:
         if self._pattern is None:
             return text
         drop = 0
@@ -138,27 +168,7 @@ class Redactor:
 
     def argv(self, argv: Sequence[str]) -> tuple[str, ...]:
         """A command line fit for a log: known secrets masked, and the values of options and variables that name one."""
-        out: list[str] = []
-        mask_next = False
-        for arg in argv:
-            option, equals, _ = arg.partition("=")
-            if mask_next:
-                out.append(MASK)
-                mask_next = False
-            elif _has_value(option, equals):
-                out.append(f"{option}={MASK}" if equals else option)
-                mask_next = not equals
-            else:
-                shown = self(arg)
-                for pattern in _EMBEDDED:
-                    shown = pattern.sub(_mask_value, shown)
-                out.append(shown)
-        return tuple(out)
-
-
-def _mask_value(match: re.Match[str]) -> str:
-    quote_mark = match[2][0] if match[2][0] in "\"'" else ""
-    return f"{match[1]}{quote_mark}{MASK}{quote_mark}"
+        return tuple(map(self, mask_argv(argv)))
 
 
 def _spellings(value: str) -> set[str]:
@@ -172,4 +182,16 @@ def _spellings(value: str) -> set[str]:
     }
     in_url = {quote(value, ""), quote(value), quote_plus(value)}
     lower = {re.sub("%..", lambda match: match[0].lower(), form) for form in in_url}
-    return {value} | in_json | slashed | in_source | in_url | lower
+    return {value} | in_json | slashed | in_source | in_url | lower | _base64_forms(value)
+
+
+def _base64_forms(value: str) -> set[str]:
+    """The value in base64, alone and as a part of something longer, where it may begin at any of three offsets."""
+    data = value.encode(errors="surrogatepass")
+    forms: set[str] = set()
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        for offset in range(3):
+            # Without the characters that hold bits of what stands before or after.
+            begin, end = -(-offset * 8 // 6), (offset + len(data)) * 8 // 6
+            forms.add(encode(bytes(offset) + data).decode()[begin:end])
+    return {form for form in forms if len(form) >= _BASE64_MIN_CHARS}

@@ -19,7 +19,7 @@ from supervisor.lifecycle.run import Run, Supervision
 from supervisor.linux import processes
 from supervisor.process.spawn import free_port
 from supervisor.profile import Profile
-from supervisor.redact import Redactor
+from supervisor.redact import Redactor, inherited_secrets
 from supervisor.steps import Hooks
 from supervisor.timing.racing import unwrapped
 
@@ -46,7 +46,7 @@ async def supervise(
     Cancellation is how to stop it: the child gets TERM, then `grace_s`, then KILL, all shielded; when the call is over,
     no process, descriptor or task of it is left. It never returns otherwise.
     """
-    redact = Redactor(profile.secrets)
+    redact = Redactor((*profile.secrets, *inherited_secrets(profile.inherit_env)))
     emit = Emitter(hooks.observers)
     port = profile.port or free_port(profile.host)
     control = Control(emit, Child(profile=profile, port=port, pid=None, redact=redact))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import logging
@@ -10,21 +11,33 @@ import re
 from typing import Any
 from urllib.parse import quote, quote_plus
 
+import anyio
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from supervisor import Hooks, supervise
 from supervisor.errors import ProfileError
 from supervisor.logs.lines import LineSplitter
 from supervisor.logs.pump import LogPump
 from supervisor.profile import LogLimits
-from supervisor.redact import MASK, Redactor, Secret, is_secret_name, secrets_in
+from supervisor.redact import (
+    MASK,
+    Redactor,
+    Secret,
+    inherited_secrets,
+    is_secret_name,
+    secrets_in,
+    secrets_named,
+)
+from support import Recorder, fake_profile
 
 KEY = "sk-0123456789abcdef"
 PIECE = 4  # characters of a secret's beginning that give something away
 
-# The text around a secret is made of other characters, so that whatever of the secret is found is the secret's.
-AROUND = st.text("xyzXYZ .:=\t", max_size=60)
+# The text around a secret is made of other characters, also than base64 has, so that whatever of the secret is found is
+# the secret's.
+AROUND = st.text("«» .:\t", max_size=60)
 SECRETS = st.text('abcdefghijk0123456789-_/+&"é漢', min_size=PIECE, max_size=40)
 
 
@@ -287,3 +300,125 @@ def test_no_secrets_cost_nothing() -> None:
     """Without secrets text passes as it is."""
     redact = Redactor([])
     assert (redact("a"), redact.cut("a"), redact.longest_bytes) == ("a", "a", 0)
+
+
+# ------------------------------------------------------------------------------------- places, known or not
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("GET /v1/models?key=abc123 200", f"GET /v1/models?key={MASK} 200"),
+        ("GET /x?a=1&api_key=abc&b=2", f"GET /x?a=1&api_key={MASK}&b=2"),
+        ('"url": "http://h/?access_token=abc"', f'"url": "http://h/?access_token={MASK}"'),
+        ("https://h/b?X-Amz-Signature=ab12&X=1", f"https://h/b?X-Amz-Signature={MASK}&X=1"),
+        ("from postgres://bob:hunter2@db:5432/x now", f"from postgres://bob:{MASK}@db:5432/x now"),
+        ("http://:hunter2@h/", f"http://:{MASK}@h/"),
+        ("Authorization: Basic dXNlcjpwYXNz", f"Authorization: Basic {MASK}"),
+        ("authorization: bearer abc", f"authorization: bearer {MASK}"),
+        ("{'Authorization': 'Bearer abc', 'x': 1}", f"{{'Authorization': 'Bearer {MASK}', 'x': 1}}"),
+        ('"{\\"authorization\\": \\"Basic abc\\"}"', f'"{{\\"authorization\\": \\"Basic {MASK}\\"}}"'),
+        ("(b'authorization', b'Bearer abc')", f"(b'authorization', b'Bearer {MASK}')"),
+        ("Proxy-Authorization: Digest abc", f"Proxy-Authorization: Digest {MASK}"),
+        ("authorization: sk-12345678", f"authorization: {MASK}"),
+        ("sent Bearer sk-12345678 to it", f"sent Bearer {MASK} to it"),
+    ],
+)
+def test_what_stands_where_secrets_stand_is_masked(text: str, shown: str) -> None:
+    """Headers, queries and user parts of URLs lose their secrets, though nobody named them."""
+    assert Redactor([])(text) == shown
+    assert Redactor([]).cut(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "authorization: required",
+        "bearer authentication is enabled",
+        "max_tokens=5 n_keys=3 key=value",
+        "GET /v1/models?limit=5&monkey=1",
+        "EOS token = 106 '<end_of_turn>'",
+        "server is listening on http://127.0.0.1:8080",
+        "mail me@example.org about http://h:80/x",
+        "http://h:80/path@2x.png",
+    ],
+)
+def test_a_log_stays_readable(text: str) -> None:
+    """Words that only resemble a secret's place are left alone, at a cut too."""
+    assert Redactor([])(text) == Redactor([]).cut(text) == text
+
+
+@given(
+    st.sampled_from(["GET /?key=", "a&api_key=", "http://bob:", "Authorization: Basic ", "Authorization: Bearer "]),
+    st.text("abcdefghij0123456789+/=.~_-", min_size=8, max_size=60),
+    st.integers(0, 60),
+)
+def test_no_cut_lays_bare_what_stands_where_secrets_stand(place: str, secret: str, where: int) -> None:
+    """Wherever a line is cut, nothing is left of a secret that nobody named, a port in its place excepted."""
+    part = secret[: min(where, len(secret))]
+    shown = Redactor([]).cut(place + part)
+    if not (place.startswith("http") and (part.isdigit() or "/" in part)):
+        assert shown == place + (MASK if part else "")
+
+
+@given(st.text(max_size=3), SECRETS.filter(lambda text: len(text) >= 8), st.text(max_size=3), st.booleans())
+def test_a_secret_in_base64_is_masked(before: str, secret: str, after: str, url: bool) -> None:
+    """Alone, or with a user before it and anything behind it, at any of the three offsets."""
+    encode = base64.urlsafe_b64encode if url else base64.b64encode
+    text = encode(f"{before}{secret}{after}".encode()).decode()
+    shown = Redactor([Secret(secret)])(f"<{text}>")
+    assert MASK in shown
+    for size in (PIECE * 3, PIECE * 2):  # what is left of it decodes to no piece of the secret
+        assert encode(secret.encode()).decode()[2 : 2 + size] not in shown
+
+
+@pytest.mark.parametrize(
+    "piece", ["?key=", "a&b=@", "://a:@", "@://", "Authorization: ", "uthorization", "Bearer ", "earer 1", "token_=&"]
+)
+def test_no_text_keeps_the_masking_busy(piece: str) -> None:
+    """Text made to trouble a regular expression, a megabyte of it, is masked before the test's timeout ends."""
+    redact = Redactor([Secret(KEY)])
+    text = piece * ((1 << 20) // len(piece))
+    redact(text)
+    redact.cut(text)
+
+
+def test_variables_with_telling_names_are_secrets() -> None:
+    """Longer values of such names are known; switches and paths are not."""
+    named = {
+        "HF_TOKEN": "hf_12345678",
+        "OPENAI_KEY": "sk-12345678",
+        "DB_PASSWORD": "hunter2-hunter2",
+        "GIT_PASS": "hunter2-hunter3",
+        "MY_CREDENTIALS": "user:12345678",
+        "USE_TOKEN": "1",
+        "TLS_KEY": "/etc/ssl/private/key.pem",
+        "PWD": "somewhere-else",
+        "MAX_TOKENS": "123456789",
+        "LANG": "en_GB.UTF-8",
+        "ODD_TOKEN": "broken\nbroken",
+    }
+    assert {secret.reveal() for secret in secrets_named(named)} == {
+        "hf_12345678", "sk-12345678", "hunter2-hunter2", "hunter2-hunter3", "user:12345678"
+    }  # fmt: skip
+
+
+def test_only_what_the_child_inherits_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret that never reaches the child needs no mask in its log."""
+    monkeypatch.setenv("A_TOKEN", "made-up-1")
+    monkeypatch.setenv("B_TOKEN", "made-up-2")
+    assert Secret("made-up-1") in inherited_secrets(("A_*",))
+    assert Secret("made-up-2") not in inherited_secrets(("A_*",))
+
+
+@pytest.mark.anyio
+async def test_an_inherited_secret_reaches_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server prints of the environment that it inherited is masked by the variable's name."""
+    monkeypatch.setenv("HOUSE_TOKEN", "made-up-token-1")
+    seen = Recorder()
+    async with anyio.create_task_group() as tasks:
+        profile = fake_profile("--echo-secret", "made-up-token-1 ?key=made-up-token-2")
+        await tasks.start(supervise, profile, Hooks(observers=(seen,)))
+        tasks.cancel_scope.cancel()
+    assert any(MASK in line for line in seen.lines())
+    assert "made-up-token" not in repr(seen.events)
