@@ -236,7 +236,7 @@ class WrongModel(NotReady):
     def summary(self) -> str:
         return (
             f"the server is up but does not serve {self.wanted!r}: {self.seen}. "
-            "Check the model path and the alias; llama-server without a model is a router that is green and empty."
+            "Check the model path and the alias; a server that was given no model may be healthy and serve none."
         )
 
 

@@ -86,6 +86,26 @@ def test_imports_point_one_way(module: str) -> None:
     assert not reversed_
 
 
+# What each room of the hooks may import of the others.
+HOOK_ARROWS = {
+    "http": set[str](),
+    "artifacts": set[str](),
+    "auth": {"http"},
+    "warmup": {"http"},
+    "golden": {"http"},
+    "contract": {"http"},
+    "smoke": {"http", "auth", "warmup"},
+}
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if name.startswith("hooks.")))
+def test_hooks_build_on_one_way_to_ask(module: str) -> None:
+    """Every room of the hooks may use hooks.http; smoke uses the checks of auth and warmup; nothing else is shared."""
+    room = module.split(".")[1]
+    rooms = {name.split(".")[1] for name in imports(module) if name.startswith("hooks.")}
+    assert rooms <= {room} | HOOK_ARROWS[room]
+
+
 def test_the_walk_sees_arrows() -> None:
     """The test above looks at something: these imports exist."""
     assert "hooks.warmup.steps" in set(imports("supervisor.cli.options"))

@@ -1,4 +1,4 @@
-"""Whether the sealed program is the one that was asked for: pure functions of its command line and its variables."""
+"""Whether the program is the one that the profile asks for: pure functions of its command line and its variables."""
 
 from __future__ import annotations
 

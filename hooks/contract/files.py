@@ -63,8 +63,8 @@ def stale_files(tree: Tree, allowed: Sequence[str] = ()) -> list[Finding]:
     """No file is mapped or open that was deleted or replaced since.
 
     A file that was replaced by a rename shows as deleted. One that was replaced out of the kernel's sight (by a network
-    file system's server, or by a mount) is told by its inode: for mappings only where device and inode are what stat(2)
-    says for other mapped files, and where the device is the same; overlayfs and btrfs differ there.
+    file system's server, or by a mount) is recognised by its inode: for mappings only where device and inode are what
+    stat(2) says for other mapped files, and where the device is the same; overlayfs and btrfs differ there.
     """
     found = []
     truthful = any(line.file == tree.files.get(line.path) for _, line in _mapped(tree))
@@ -127,10 +127,10 @@ def remounted(tree: Tree, folders: Collection[str], weights: Collection[str], al
         for held in process.descriptors
         if held.regular and concerns(held.target)
     ]
-    told: set[str] = set()
+    reported: set[str] = set()
     for process, line in _mapped(tree):
-        if concerns(line.path) and line.path not in weights and line.path not in told:
-            told.add(line.path)
+        if concerns(line.path) and line.path not in weights and line.path not in reported:
+            reported.add(line.path)
             found.append(
                 Finding(
                     check="remounted",
@@ -148,15 +148,15 @@ def remounted(tree: Tree, folders: Collection[str], weights: Collection[str], al
 def _mapped(tree: Tree, prefix: str = "/") -> Iterator[tuple[Process, MapLine]]:
     """The first line of each file that a process maps."""
     for process in tree.processes:
-        told: set[tuple[str, FileId]] = set()
+        seen: set[tuple[str, FileId]] = set()
         for line in process.mappings:
-            if line.path.startswith(prefix) and (line.path, line.file) not in told:
-                told.add((line.path, line.file))
+            if line.path.startswith(prefix) and (line.path, line.file) not in seen:
+                seen.add((line.path, line.file))
                 yield process, line
 
 
 def _state(path: str, file: FileId | None, now: FileId | None) -> Literal["deleted", "replaced"] | None:
-    """What became of a file that a process has under that path, of which /proc tells `file`, and stat(2) `now`."""
+    """What became of a file that a process has under that path, of which /proc shows `file` and stat(2) `now`."""
     if path.startswith(_MEMORY) or (file and file == now):
         return None
     if path.endswith(DELETED):

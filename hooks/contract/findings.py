@@ -1,4 +1,4 @@
-"""What the snapshot contract finds, and the errors that say so."""
+"""The results of the snapshot contract: findings, and the errors that carry them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CHECKS", "NOTE", "ContractBroken", "ContractUnseen", "Finding", "Severity", "telling"]
 
-NOTE: Final = "contract: "  # begins a line of the log that tells a finding
+NOTE: Final = "contract: "  # begins a line of the log that holds a finding
 Severity = Literal["error", "warning"]
 
 CHECKS: Final = (
@@ -36,7 +36,7 @@ class Finding:
         severity: an `error` refuses the seal.
         pid: of the process that holds it; for `in-flight`, of the server.
         what: what is wrong, in a few words.
-        where: the file that shows it, such as `/proc/123/maps line 17`, or the route that told it.
+        where: the file that shows it, such as `/proc/123/maps line 17`, or the URL.
         line: what stands there; empty when it would show a secret.
         fix: what to do.
     """
@@ -74,7 +74,7 @@ class ContractBroken(Exception):
 
 @dataclass(eq=False)
 class ContractUnseen(Exception):
-    """The process tree cannot be looked at, so nothing can be said of it.
+    """The process tree cannot be read, so the contract cannot be checked.
 
     Attributes:
         reason: why not, and what to do.
@@ -90,7 +90,7 @@ class ContractUnseen(Exception):
 
 
 def telling(say: Callable[[str], None]) -> Callable[[tuple[Finding, ...]], None]:
-    """An `on_findings` that says each finding in a line of the log, warnings too."""
+    """An `on_findings` that writes each finding as a line of the log, warnings too."""
 
     def tell(findings: tuple[Finding, ...]) -> None:
         for finding in findings:

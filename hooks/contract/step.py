@@ -1,4 +1,4 @@
-"""The snapshot contract: what a memory snapshot cannot carry must not be in the process tree when it is taken."""
+"""A Step for `before_seal` that checks the snapshot contract."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ _LOOK_EVERY_S: Final = 0.05
 class SnapshotContract:
     """A Step for `before_seal`: refuses the seal while the live process tree breaks the contract. Linux only.
 
+    A broken contract leaves the child READY and serving; it is only not sealed.
+
     The checks, by name. weights-mapped: no file of the profile's weights is mapped. stale-file: no deleted or replaced
     file is mapped or open. connection: no TCP connection leaves the tree. io-uring: none is set up. in-flight: the
     engine counts no request, if it counts any. remounted: no file is open below `remounted`. command: the command
@@ -71,7 +73,7 @@ class SnapshotContract:
             self._check(check in CHECKS, "waive", check, f"of {', '.join(CHECKS)}")
 
     async def __call__(self, child: Child) -> None:
-        """Look at everything, and judge.
+        """Read the process tree, and judge it.
 
         Raises:
             ContractBroken: with every finding, if one of them is an error.

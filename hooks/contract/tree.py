@@ -84,7 +84,7 @@ def read_tree(child: Child, named: Iterable[str] = ()) -> Tree:
 
     Args:
         child: whose tree.
-        named: more paths whose files to tell.
+        named: more paths whose files to identify.
 
     Raises:
         ContractUnseen: a process may not be looked at.

@@ -1,6 +1,7 @@
-"""The golden answer: recorded before the seal, asked for again after the restore, compared.
+"""The golden answer: a server's answer to a fixed question, recorded before the seal and compared after the restore.
 
-May import hooks.http, hooks.warmup and supervisor.
+`generation` reads an answer token by token and compares two; `step` has the Steps. May import hooks.http and
+supervisor.
 """
 
 from hooks.golden.step import Golden, GoldenMismatch, goldens

@@ -1,11 +1,15 @@
-"""The golden answer: recorded before a snapshot, asked for again after the restore, so that nonsense is never served.
+"""The golden answer: a server's answer to a fixed question, recorded before a snapshot and compared after the restore.
 
     golden = Golden()
     Hooks(before_seal=(golden.record,), after_resume=(golden.replay,))
 
-A restored server can be healthy and compute rubbish: its weights lie in memory that was saved and brought back. So the
-same greedy question is asked before and after. Tokens must be the same, and log-probabilities no further apart than
-the tolerance, where the engine gives them; of others the text is compared.
+A restored server can be healthy and still compute nonsense, because its weights lie in memory that was saved and
+brought back. So the same greedy, seeded question is asked before the seal and after the resume. Where the engine gives
+log-probabilities, the tokens must be the same and their log-probabilities no further apart than the tolerance; where
+it gives none, the texts must be the same. A mismatch means that the restored model is not the one that was sealed: the
+replay raises `GoldenMismatch`, which fails `after_resume`, and the supervisor replaces the child by a cold start,
+within its restart budget. `record` asks twice, so that an engine which does not repeat itself is found before the seal,
+not taken for a broken one after it.
 
 Where the tolerance of 0.01 comes from (Gemma 3 270M, llama.cpp on a CPU, the default question): on a server that does
 nothing else, 50 answers were equal to the last bit, as they were after other requests, in a fresh process and with
@@ -16,11 +20,10 @@ On a GPU (H200, llama.cpp b9940 with CUDA 13.0, a Gemma 4 26B of random weights 
 equal to the last bit 30 times of 30, also after other requests and over a driver's checkpoint and restore. Beside other
 requests the tokens themselves differ there (text: with three of them; a picture: with one), and two answers beside the
 same ones may agree, so record when nothing else runs. Zeros over 1 MB in 128 of the GPU memory changed the first token.
-An engine that is less exact shows at the record, which asks twice.
 
 What 8 tokens cannot show: damage to weights that they hardly use (4 MB of zeros in the embeddings of other words moved
-them by 0.0002; experts that were not chosen), and, on engines that ignore `cache_prompt`, a prefill that comes from a
-prefix cache.
+them by 0.0002; experts that were not chosen), and, on engines that cannot leave their prompt cache aside for one
+request, a prefill that comes from that cache.
 """
 
 from __future__ import annotations
@@ -35,10 +38,9 @@ from hooks.http.answer import BadAnswer
 from hooks.http.chat import chat
 from hooks.http.text import shorten
 from supervisor.errors import require
+from supervisor.steps import step
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from supervisor.child import Child
     from supervisor.steps import Step
 
@@ -70,18 +72,24 @@ class GoldenMismatch(Exception):
 
 
 @dataclass(slots=True)
-class _Tape:
-    """The recording: plain values, which a snapshot holds like any others."""
+class _Recording:
+    """What was answered: plain values in this process, which a snapshot holds like any others.
 
-    recording: Generation | None = None
+    Attributes:
+        answer: None until one was recorded.
+        with_logprobs: whether log-probabilities were asked for.
+    """
+
+    answer: Generation | None = None
     with_logprobs: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
-    """A question whose answer must survive a snapshot. `record` and `replay` share one recording, in plain memory.
+    """A question whose answer must be the same before and after a snapshot.
 
-    A replacement of the child keeps the recording: it is the same model on the same host, or should be.
+    `record` and `replay` are two Steps that share one recording, in this process's memory. A child that replaces
+    another one is compared with the same recording, because it must be the same model.
 
     Attributes:
         prompt: what the user says; choose one that is answered with several words.
@@ -102,7 +110,7 @@ class Golden:
     seed: int = 1
     name: str = "golden text"
     deadline_s: float | None = None
-    _tape: _Tape = field(default_factory=_Tape, init=False, repr=False, compare=False)
+    _recording: _Recording = field(default_factory=_Recording, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, ok, allowed in (
@@ -130,7 +138,7 @@ class Golden:
             BadAnswer: no answer, or one that no working model gives.
             GoldenMismatch: the server does not repeat itself.
         """
-        return _Action(name=f"{self.name} record", deadline_s=self.deadline_s, action=self._record)
+        return step(f"{self.name} record", self._record, deadline_s=self.deadline_s)
 
     @property
     def replay(self) -> Step:
@@ -141,7 +149,7 @@ class Golden:
             GoldenMismatch: another answer than the recorded one.
             RuntimeError: nothing was recorded.
         """
-        return _Action(name=f"{self.name} replay", deadline_s=self.deadline_s, action=self._replay)
+        return step(f"{self.name} replay", self._replay, deadline_s=self.deadline_s)
 
     async def _record(self, child: Child) -> None:
         with_logprobs = True
@@ -159,20 +167,20 @@ class Golden:
                 "Keep other requests away, use one slot, turn speculative decoding off, or raise the tolerance"
             )
             raise _mismatch(child, reason, first, second.text)
-        self._tape.recording, self._tape.with_logprobs = second, with_logprobs
+        self._recording.answer, self._recording.with_logprobs = second, with_logprobs
 
     async def _replay(self, child: Child) -> None:
-        recording = self._tape.recording
-        if recording is None:
+        recorded = self._recording.answer
+        if recorded is None:
             raise RuntimeError(f"nothing was recorded: put the `record` of the same {self.name!r} into `before_seal`")
         try:
-            now = await self._ask(child, self._tape.with_logprobs)
+            now = await self._ask(child, self._recording.with_logprobs)
         except BadAnswer as error:
             if error.status != 200:
                 raise
-            raise _mismatch(child, error.reason, recording, error.body) from error
-        if wrong := recording.difference(now, self.tolerance):
-            raise _mismatch(child, f"the answer is not the recorded one: {wrong}", recording, now.text)
+            raise _mismatch(child, error.reason, recorded, error.body) from error
+        if wrong := recorded.difference(now, self.tolerance):
+            raise _mismatch(child, f"the answer is not the recorded one: {wrong}", recorded, now.text)
 
     async def _ask(self, child: Child, with_logprobs: bool) -> Generation:
         content = self.prompt if self.picture is None else picture.content(self.prompt, self.picture)
@@ -183,20 +191,8 @@ class Golden:
 
 
 def goldens(*, mmproj: bool) -> tuple[Golden, ...]:
-    """What a model needs: text, and an image if it has a vision tower."""
+    """The questions that cover a model: one in text, and one about a picture if it has a vision tower."""
     return (Golden(), Golden.image()) if mmproj else (Golden(),)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Action:
-    """A Step made of a method."""
-
-    name: str
-    deadline_s: float | None
-    action: Callable[[Child], Awaitable[None]] = field(repr=False)
-
-    async def __call__(self, child: Child) -> None:
-        await self.action(child)
 
 
 def _mismatch(child: Child, reason: str, expected: Generation, seen: str) -> GoldenMismatch:

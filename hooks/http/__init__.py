@@ -1,4 +1,5 @@
-"""One way to ask an endpoint and to judge its answer: text, stream, pictures, retry while it wakes.
+"""One way to ask an endpoint and to judge its answer: text, stream, pictures, counters, retries while it wakes.
 
-May import supervisor.
+What differs between engines (routes, fields, counters) comes from the dialect of the child's profile. May import
+supervisor.
 """

@@ -1,4 +1,5 @@
-"""Checks of an endpoint from outside, and their report.
+"""Checks of an endpoint from outside, as a client sees it, and their report.
 
-May import hooks.http, hooks.auth, hooks.warmup and supervisor.
+`run` waits for the endpoint and runs the checks, `checks` and `wake` are the checks, `report` is the outcome. May
+import hooks.http, hooks.auth, hooks.warmup and supervisor.
 """

@@ -24,7 +24,7 @@ __all__ = ["verify"]
 @click.option("--api-key-env", metavar="NAME", help="The variable that holds the endpoint's key.")
 @click.option("--open", "open_access", is_flag=True, help="The endpoint is meant to answer without a key.")
 @click.option("--model", metavar="NAME", help="The model to ask for.  [the first that the server lists]")
-@click.option("--engine", metavar="NAME", help="How the endpoint speaks, such as llama.cpp.  [as its models list says]")
+@click.option("--engine", metavar="NAME", help="Whose dialect it speaks; plain: none's.  [as its models list says]")
 @click.option("--slots", type=int, help="Requests that are served at once.  [as the server says]")
 @click.option("--skip", multiple=True, metavar="NAME", help="Leave a check out. Repeatable.")
 @click.option("--only", multiple=True, metavar="NAME", help="Run this check and no others. Repeatable.")

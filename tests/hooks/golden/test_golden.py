@@ -454,7 +454,7 @@ def test_damaged_weights_are_found_on_a_real_engine(model: Path, tmp_path: Path)
             anyio.run(Text(max_tokens=32).__call__, daemon.supervised.child)
             daemon.resume()
     assert points(seen).count(("after_resume", "exact replay")) == 2
-    recording = golden._tape.recording
+    recording = golden._recording.answer
     assert recording
     assert len(recording.tokens) == 8
     damaged = tmp_path / "damaged.gguf"
