@@ -46,7 +46,8 @@ class RehearsalReport:
         first_answer_s: from the restore's start until that answer.
         answer: its text.
         healed: why the restored server was replaced by a cold start; empty: it was not.
-        strays: secrets of the environment that lie in the image although the server does not need them.
+        strays: secrets of the environment that lie in the image although the server does not need them;
+            None: nobody has looked.
         failure, point, status: why the rehearsal ended early, where, and the exit code of that; finished: it did not.
         notes: what the contract warned of.
         events: those of the sandbox, in order.
@@ -65,7 +66,7 @@ class RehearsalReport:
     first_answer_s: float | None = None
     answer: str = ""
     healed: str = ""
-    strays: tuple[str, ...] = ()
+    strays: tuple[str, ...] | None = None
     failure: str = ""
     point: str | None = None
     status: int = 0
@@ -174,7 +175,7 @@ class RehearsalReport:
         speed = "" if self.speed_up is None else f"{self.speed_up:.1f} x"
         restored, saved = self.restore_s is not None, self.image_bytes is not None
         timers = (", ".join(self.timers) or "none") if restored else ""
-        strays = (", ".join(self.strays) or "none") if saved else ""
+        strays = "" if self.strays is None else ", ".join(self.strays) or "none"
         rows = [
             ("cold start", _s(self.cold_s), "from the start of the process until READY, warmed up"),
             ("seal", _s(self.seal_s), "golden answers recorded, contract checked"),

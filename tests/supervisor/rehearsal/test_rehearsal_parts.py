@@ -1,11 +1,9 @@
-"""The parts of a rehearsal that need no sandbox: images, drift, the log's events, verdicts."""
+"""The parts of a rehearsal that need no sandbox: drift, the log's events, verdicts."""
 
 from __future__ import annotations
 
 import json
 import re
-import struct
-import zlib
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,42 +16,11 @@ from supervisor.errors import ProfileError
 from supervisor.logs.sink import Sink
 from supervisor.rehearsal.bundle import Mount, Program
 from supervisor.rehearsal.drift import ASIDE, Weight, drifted_env, staged
-from supervisor.rehearsal.image import found_in
 from supervisor.rehearsal.log import LoggedEvent, for_people
 from supervisor.rehearsal.report import TIMERS, RehearsalReport
 from supervisor.rehearsal.request import RehearsalRequest
 from supervisor.rehearsal.stages import Stage
 from support import EVENT_KINDS
-
-SECRET = "hf_planted_and_not_needed"
-
-
-def state_file(path: Path, *chunks: bytes) -> None:
-    """A state file as gVisor writes it."""
-    header = b'{"timestamp":"now"}'
-    with path.open("wb") as out:
-        out.write(b"gVisorSF" + struct.pack(">Q", len(header)) + header + b"\0" * 32 + struct.pack(">I", 1 << 20))
-        for chunk in chunks:
-            packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-            data = packer.compress(chunk) + packer.flush()
-            out.write(struct.pack(">I", len(data)) + data)
-
-
-@pytest.mark.parametrize("cut", range(len(SECRET) + 1))
-def test_a_text_is_found_wherever_chunks_part_it(tmp_path: Path, cut: int) -> None:
-    """Compressed chunks are opened, and a text across two of them is whole."""
-    text = SECRET.encode()
-    state_file(tmp_path / "checkpoint.img", b"x" * 1000 + text[:cut], text[cut:] + b"y" * 1000)
-    assert text not in (tmp_path / "checkpoint.img").read_bytes()
-    assert found_in(tmp_path, {"HF_TOKEN": SECRET, "OTHER": "is-not-in-it"}) == ("HF_TOKEN",)
-
-
-@pytest.mark.parametrize("head", [b"", b"gVisorSF", b"gVisorSF" + b"\xff" * 8, b"gVisorSF" + bytes(60)])
-def test_files_of_another_shape_are_searched_as_they_are(tmp_path: Path, head: bytes) -> None:
-    """Newer gVisors put pages into a file of their own; what cannot be opened is read raw."""
-    (tmp_path / "pages.img").write_bytes(head + b"x" * ((1 << 20) - 5) + SECRET.encode())
-    assert found_in(tmp_path, {"HF_TOKEN": SECRET}) == ("HF_TOKEN",)
-    assert found_in(tmp_path, {"OTHER": "is-not-in-it"}) == ()
 
 
 def weights_in(folder: Path) -> Weight:
@@ -243,6 +210,12 @@ def test_verdicts_and_exit_codes() -> None:
     interrupted = report_of(*GOOD, finished=False, failure="interrupted by SIGHUP", status=129)
     assert interrupted.exit_status == 129
     assert "not rehearsed to its end" in str(interrupted.table().title)
+
+
+def test_an_image_that_nobody_searched_is_not_called_clean() -> None:
+    """Without a search the report has no row about stray secrets; with one that found nothing it says so."""
+    assert "stray secrets" not in screen_of(report_of(*GOOD, finished=False, failure="unreadable", status=1))
+    assert "stray secrets" in screen_of(report_of(*GOOD, strays=()))
 
 
 def test_times_come_from_the_stages() -> None:
