@@ -1,10 +1,9 @@
 """Gemma 4 26B A4B with vision and thinking on one L40S, snapshotted warm: `modal deploy modal_entry/gemma.py`.
 
 The pipeline, in its order: `modal run modal_entry/gemma.py::NAME` for build_llama_server, download_model, verify_model;
-deploy; then smoke. Later: build_llama_server with another LLAMA_CPP_TAG, promote, deploy, or rollback, deploy.
+deploy; then smoke. Later: build_llama_server with another LLAMA_CPP_TAG, promote, deploy; or rollback, deploy.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -13,62 +12,66 @@ import modal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Modal imports this file from wherever it was called
 
 from modal_entry.pipeline import functions as pipeline
-from modal_entry.serving import server as serving
+from modal_entry.serving import images
+from modal_entry.serving.deployment import Deployment
+from modal_entry.serving.server import Server
 
-MODEL = serving.Model(
+SHEET = Deployment(
+    app="gemma4",
     name="gemma-4-26b-a4b",
     repo="unsloth/gemma-4-26B-A4B-it-GGUF",
-    revision="main",
+    revision="main",  # as it was at the first download, which prints the commit to write here
     weights="gemma-4-26B-A4B-it-UD-Q4_K_XL.gguf",  # 17.1 GB
     mmproj="mmproj-F32.gguf",  # about 2 GB
-    llama_cpp_tag=os.environ.get("LLAMA_CPP_TAG", "b9940"),
-    gpu="L40S",  # 48 GB, of which about 25 GB are used
+    llama_cpp_tag="b9940",  # LLAMA_CPP_TAG wins
+    gpu="L40S",  # 48 GB
+    gpu_use_gib=25,
     ctx_size=65_536,
     slots=4,
     cache_type_k="q8_0",
     cache_type_v="q8_0",
-    template=None,  # the GGUF carries it
     warmups=("text", "thinking", "image"),
     api_key_secret="gemma4-api-key",
-    hf_secret="huggingface-secret",
-    min_containers=0,
-    max_containers=3,
-    scaledown_window_s=900,
 )
 
-app = modal.App("gemma4")
+app = modal.App(SHEET.app)
 
 
-@app.server(**serving.server(MODEL))
-class Gemma4(serving.Server):
-    model = MODEL
+@app.server(**images.server(SHEET))
+class Gemma4(Server):
+    deployment = SHEET
 
 
-@app.function(**serving.builder(MODEL))
+@app.function(**images.builder(SHEET))
 def build_llama_server() -> None:
-    pipeline.build_llama_server(MODEL)
+    pipeline.build_llama_server(SHEET)
 
 
-@app.function(**serving.downloader(MODEL))
+@app.function(**images.downloader(SHEET))
 def download_model() -> None:
-    pipeline.download_model(MODEL)
+    pipeline.download_model(SHEET)
 
 
-@app.function(**serving.inspector(MODEL))
-def verify_model() -> None:
-    pipeline.verify_model(MODEL)
+@app.function(**images.inspector(SHEET))
+def inspect_volumes() -> int:
+    return pipeline.inspect_volumes(SHEET)
 
 
-@app.function(**serving.inspector(MODEL))
-def promote(tag: str = MODEL.llama_cpp_tag) -> None:
-    pipeline.promote(tag)
+@app.function(**images.inspector(SHEET))
+def promote(tag: str = "") -> None:
+    pipeline.promote(SHEET, tag)
 
 
-@app.function(**serving.inspector(MODEL))
+@app.function(**images.inspector(SHEET))
 def rollback() -> None:
-    pipeline.rollback()
+    pipeline.rollback(SHEET)
+
+
+@app.local_entrypoint()
+def verify_model() -> None:
+    sys.exit(inspect_volumes.remote())
 
 
 @app.local_entrypoint()
 def smoke(url: str = "", idle_then_wake: float = 0.0) -> None:
-    pipeline.smoke(MODEL, url or pipeline.url_of(app, "Gemma4"), idle_then_wake_s=idle_then_wake)
+    pipeline.smoke(SHEET, url or pipeline.url_of(app, "Gemma4"), idle_then_wake_s=idle_then_wake)

@@ -11,14 +11,19 @@ import modal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Modal imports this file from wherever it was called
 
 from modal_entry.pipeline import functions as pipeline
-from modal_entry.serving import server as serving
+from modal_entry.serving import images
+from modal_entry.serving.deployment import Deployment
+from modal_entry.serving.server import Server
 
-MODEL = serving.Model(
+SHEET = Deployment(
+    app="qwen3",
     name="qwen3-8b",
     repo="Qwen/Qwen3-8B-GGUF",
+    revision="main",  # as it was at the first download, which prints the commit to write here
     weights="Qwen3-8B-Q5_K_M.gguf",  # 5.9 GB
-    llama_cpp_tag="b9940",
+    llama_cpp_tag="b9940",  # LLAMA_CPP_TAG wins
     gpu="L4",  # 24 GB
+    gpu_use_gib=10,
     ctx_size=32_768,
     slots=4,
     cache_type_k="q8_0",
@@ -27,39 +32,44 @@ MODEL = serving.Model(
     api_key_secret="qwen3-api-key",
 )
 
-app = modal.App("qwen3")
+app = modal.App(SHEET.app)
 
 
-@app.server(**serving.server(MODEL))
-class Qwen3(serving.Server):
-    model = MODEL
+@app.server(**images.server(SHEET))
+class Qwen3(Server):
+    deployment = SHEET
 
 
-@app.function(**serving.builder(MODEL))
+@app.function(**images.builder(SHEET))
 def build_llama_server() -> None:
-    pipeline.build_llama_server(MODEL)
+    pipeline.build_llama_server(SHEET)
 
 
-@app.function(**serving.downloader(MODEL))
+@app.function(**images.downloader(SHEET))
 def download_model() -> None:
-    pipeline.download_model(MODEL)
+    pipeline.download_model(SHEET)
 
 
-@app.function(**serving.inspector(MODEL))
-def verify_model() -> None:
-    pipeline.verify_model(MODEL)
+@app.function(**images.inspector(SHEET))
+def inspect_volumes() -> int:
+    return pipeline.inspect_volumes(SHEET)
 
 
-@app.function(**serving.inspector(MODEL))
-def promote(tag: str = MODEL.llama_cpp_tag) -> None:
-    pipeline.promote(tag)
+@app.function(**images.inspector(SHEET))
+def promote(tag: str = "") -> None:
+    pipeline.promote(SHEET, tag)
 
 
-@app.function(**serving.inspector(MODEL))
+@app.function(**images.inspector(SHEET))
 def rollback() -> None:
-    pipeline.rollback()
+    pipeline.rollback(SHEET)
+
+
+@app.local_entrypoint()
+def verify_model() -> None:
+    sys.exit(inspect_volumes.remote())
 
 
 @app.local_entrypoint()
 def smoke(url: str = "", idle_then_wake: float = 0.0) -> None:
-    pipeline.smoke(MODEL, url or pipeline.url_of(app, "Qwen3"), idle_then_wake_s=idle_then_wake)
+    pipeline.smoke(SHEET, url or pipeline.url_of(app, "Qwen3"), idle_then_wake_s=idle_then_wake)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["MARKER", "Entry", "Marker", "MarkerError", "sha256_of"]
+from hooks.artifacts.files import sha256_of, write_atomically
+
+__all__ = ["MARKER", "Entry", "Marker", "MarkerError"]
 
 MARKER: Final = "ARTIFACTS.json"
 MAX_MARKER_BYTES: Final = 1 << 20
@@ -108,15 +109,25 @@ class Marker:
         path = root / MARKER
         try:
             with path.open("rb") as file:
-                data = json.loads(file.read(MAX_MARKER_BYTES))
-            files = tuple(Entry(**_typed(entry, path=str, size_bytes=int, sha256=str)) for entry in data["files"])
-            texts = _typed({k: v for k, v in data.items() if k != "files"}, repo=str, revision=str, written_at=str)
-            commit = texts.get("commit")
-            return cls(**{**texts, "commit": None if commit is None else str(commit), "files": files})
+                return cls.parse(file.read(MAX_MARKER_BYTES), path)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise MarkerError(path, error.strerror or str(error)) from error
+
+    @classmethod
+    def parse(cls, content: bytes, path: Path) -> Marker:
+        """The marker from a file's content; `path` is for the error.
+
+        Raises:
+            MarkerError: it is damaged.
+        """
+        try:
+            data = json.loads(content)
+            files = tuple(Entry(**_typed(entry, path=str, size_bytes=int, sha256=str)) for entry in data["files"])
+            texts = _typed({k: v for k, v in data.items() if k != "files"}, repo=str, revision=str, written_at=str)
+            commit = texts.get("commit")
+            return cls(**{**texts, "commit": None if commit is None else str(commit), "files": files})
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise MarkerError(path, f"{type(error).__name__}: {error}") from error
 
@@ -126,27 +137,17 @@ class Marker:
         Raises:
             OSError: it cannot be written.
         """
-        path = root / MARKER
-        new = path.with_name(f"{MARKER}.{os.getpid()}.new")
-        try:
-            with new.open("w", encoding="utf-8") as file:
-                json.dump(asdict(self), file, indent=2)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(path)
-        finally:
-            new.unlink(missing_ok=True)
+        write_atomically(root / MARKER, json.dumps(asdict(self), indent=2) + "\n")
+
+    @property
+    def content_sha256(self) -> str:
+        """A hash of all files' names and hashes: equal for folders of equal content, whenever they were filled."""
+        lines = sorted(f"{entry.sha256}  {entry.path}\n" for entry in self.files)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def entry(self, path: str) -> Entry | None:
         """What the marker says about a file."""
         return next((entry for entry in self.files if entry.path == path), None)
-
-
-def sha256_of(path: Path) -> str:
-    """The hash of a file, as lower-case hexadecimal; blocks while all of it is read (about 1 s a GB)."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _typed(data: dict[str, Any], **types: type) -> dict[str, Any]:

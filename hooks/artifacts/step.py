@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import anyio.to_thread
 
+from hooks.artifacts.files import sha256_of
 from hooks.artifacts.gguf import GgufError, GgufInfo, read
-from hooks.artifacts.marker import MARKER, Entry, Marker, MarkerError, sha256_of
+from hooks.artifacts.marker import MARKER, Entry, Marker, MarkerError
 from supervisor.errors import require
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """llama-server from a tag of llama.cpp: clone, patch, compile, install, in that order and on disk last.
 
-A build is one folder a tag, immutable. It is compiled on the builder's own disk, gathered in a staging folder on the
-volume, described by BUILD.json as the last file, and only then renamed to its tag. So a folder with BUILD.json is whole
-however its builder died, and one without is replaced by the next build.
+A build is one folder for each tag and architecture, immutable. It is compiled on the builder's own disk, gathered in a
+staging folder on the volume, described by BUILD.json as the last file, and only then renamed to its own name. So a
+folder with BUILD.json is whole however its builder died, and one without is replaced by the next build.
 
 Builds of one tag on one host wait for each other; the second finds the work done. Across containers no lock holds: give
 the function `max_containers=1`. Without that the last rename wins, and should a volume ever merge two builds of a tag
@@ -22,10 +22,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from hooks.artifacts.files import sha256_of
 from modal_entry.pipeline.cmake import compiler, configuration
-from modal_entry.pipeline.commands import CommandFailed, Run, emit, run_command
-from modal_entry.pipeline.hostlock import host_lock
-from modal_entry.pipeline.manifest import BINARY, Manifest, sha256, verify_build
+from modal_entry.pipeline.commands import CommandFailed, Run, emit, host_lock, run_command
+from modal_entry.pipeline.manifest import BINARY, Manifest, check_build, folder_name
 from modal_entry.pipeline.patches import GEMMA4_THINKING_TAGS, Patch
 from supervisor.errors import ProfileError, SupervisorError
 
@@ -37,18 +37,17 @@ STALE_S: Final = 3600.0  # gathering takes seconds; an older staging folder has 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class BuildConflict(SupervisorError):
-    """The tag is built already, whole, but not as asked for. Nothing was changed: it may be in use."""
+    """The tag is built already, whole, but with other patches than asked for. Nothing was changed."""
 
     cli_status = 2
     folder: str
-    what: str
     built: str
     wanted: str
 
     @property
     def summary(self) -> str:
         return (
-            f"{self.folder} is a whole build whose {self.what} is {self.built}, not {self.wanted}. A build that may be "
+            f"{self.folder} is a whole build with the patches [{self.built}], not [{self.wanted}]. A build that may be "
             "in use is never replaced: build into another root, or remove that folder first."
         )
 
@@ -76,12 +75,12 @@ def build(
     patches: Iterable[Patch] = (GEMMA4_THINKING_TAGS,),
     run: Run = run_command,
 ) -> Built:
-    """Have a whole build of `tag` in `<root>/<tag>/`: find it, or make it. Blocks, for minutes; see the module's text.
+    """Have a whole build of `tag` in its folder below `root`: find it, or make it. Blocks, for minutes.
 
     Args:
-        tag: of llama.cpp, "b9940"; also the folder's name.
+        tag: of llama.cpp, "b9940".
         root: the volume of builds.
-        cuda_arch: see `architecture`; None builds for CPUs.
+        cuda_arch: see `architecture`; None builds for CPUs. Tag and architecture name the folder: `folder_name`.
         on_commit: called once the build is there, also when it was found: an earlier run may have died before this.
         source: a str is a git repository, cloned at the tag; a Path is a source tree, copied.
         jobs: compilers side by side; None: as many as the build tool thinks fit.
@@ -92,26 +91,27 @@ def build(
         ProfileError: `tag` cannot be a tag and a folder.
         PatchDoesNotApply: see there.
         CommandFailed: git, cmake, the compiler or the new binary failed; its last lines are in the error.
-        BuildConflict: a whole build is there, for another architecture or with other patches.
+        BuildConflict: a whole build is there, with other patches.
         OSError: the disk or the volume failed.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", tag, re.ASCII):
         raise ProfileError(field="tag", value=tag, allowed="a tag like b9940: letters, digits, and . _ + - inside")
     patches = tuple(patches)
-    folder = root / tag
+    name = folder_name(tag, cuda_arch)
+    folder = root / name
     root.mkdir(parents=True, exist_ok=True)
-    with host_lock(root, f"build {tag}"):
-        _sweep(root, tag)
-        findings = verify_build(folder)
-        if findings:
+    with host_lock(root, f"build {name}"):
+        _sweep(root, name)
+        faults = check_build(folder)
+        if faults:
             if folder.exists():
-                emit("build.replacing", folder=str(folder), because=[str(finding) for finding in findings[:5]])
+                emit("build.replacing", folder=str(folder), because=[str(fault) for fault in faults[:5]])
             with tempfile.TemporaryDirectory(prefix=f"warmboot-{tag}-") as work:
                 manifest = _make(tag, root, Path(work), source, cuda_arch, jobs, patches, run)
             done = Built(folder=folder, manifest=manifest, fresh=True)
         else:
             done = Built(folder=folder, manifest=Manifest.read(folder), fresh=False)
-            _same(done, cuda_arch, patches)
+            _same(done, patches)
         on_commit()
     emit("build.done", folder=str(folder), fresh=done.fresh, ran=done.manifest.ran)
     return done
@@ -127,7 +127,7 @@ def _make(
     patches: tuple[Patch, ...],
     run: Run,
 ) -> Manifest:
-    tree, out = work / "source", work / "out"
+    tree, out, name = work / "source", work / "out", folder_name(tag, cuda_arch)
     commit = _fetch(tag, source, tree, run)
     outcomes = []
     for patch in patches:
@@ -137,7 +137,7 @@ def _make(
     many = ["--parallel", *([str(jobs)] if jobs else [])]
     run(["cmake", "--build", str(out), "--config", "Release", "--target", BINARY, *many], cwd=work)
 
-    staging = Path(tempfile.mkdtemp(dir=root, prefix=f".staging-{tag}-"))
+    staging = Path(tempfile.mkdtemp(dir=root, prefix=f".staging-{name}-"))
     try:
         staging.chmod(0o755)  # mkdtemp's 0700 would shut out a server under another user
         _gather(tree, out / "bin", staging)
@@ -149,11 +149,11 @@ def _make(
             cuda=compiler(out, ("CUDA",), run),
             architecture=cuda_arch,
             ran=_ran(staging, run),
-            files={p.relative_to(staging).as_posix(): sha256(p) for p in sorted(staging.rglob("*")) if p.is_file()},
+            files={p.relative_to(staging).as_posix(): sha256_of(p) for p in sorted(staging.rglob("*")) if p.is_file()},
             built_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         manifest.write(staging)
-        _rename(staging, root / tag)
+        _rename(staging, root / name)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -198,12 +198,11 @@ def _ran(staging: Path, run: Run) -> str:
     return next((line for line in lines if line.startswith("version")), lines[0] if lines else "it printed nothing")
 
 
-def _same(done: Built, cuda_arch: str | None, patches: tuple[Patch, ...]) -> None:
-    manifest, names = done.manifest, sorted(patch.name for patch in patches)
-    built = sorted(name for name, _ in manifest.patches)
-    for what, seen, wanted in (("architecture", manifest.architecture, cuda_arch), ("list of patches", built, names)):
-        if seen != wanted:
-            raise BuildConflict(folder=str(done.folder), what=what, built=repr(seen), wanted=repr(wanted))
+def _same(done: Built, patches: tuple[Patch, ...]) -> None:
+    built = sorted(name for name, _ in done.manifest.patches)
+    wanted = sorted(patch.name for patch in patches)
+    if built != wanted:
+        raise BuildConflict(folder=str(done.folder), built=", ".join(built), wanted=", ".join(wanted))
 
 
 def _rename(staging: Path, folder: Path) -> None:
@@ -216,9 +215,9 @@ def _rename(staging: Path, folder: Path) -> None:
         staging.rename(folder)
 
 
-def _sweep(root: Path, tag: str) -> None:
+def _sweep(root: Path, name: str) -> None:
     """Remove what killed builds left; a young folder may belong to another container."""
-    for path in root.glob(f".staging-{tag}-*"):
+    for path in root.glob(f".staging-{name}-*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > STALE_S:
                 emit("build.sweep", folder=str(path))

@@ -31,10 +31,11 @@ _ARCHITECTURES: Final = {
     "B300": "100",  # its own, 103, came with CUDA 12.9; code for 10.0 runs on 10.3
     "RTX-PRO-6000": "120",
 }
-# Passed only to trees that declare them. curl and OpenSSL are for downloads by the server itself, which never makes any
-# here; the web UI would be fetched from the network in the middle of a build; NCCL, linked wherever a builder has
-# it, is for several GPUs, and without libnccl.so.2 in the server's image the binary would not start.
-_OFF_IF_DECLARED: Final = (
+# Not every tree has all of them; one that is not there is passed over. curl and OpenSSL are for downloads by the server
+# itself, which never makes any here; the web UI would be fetched from the network in the middle of a build; NCCL is for
+# several GPUs, is linked wherever a builder has it, and without libnccl.so.2 in the server's image the binary would not
+# start.
+_OFF: Final = (
     "GGML_CUDA_NCCL",
     "LLAMA_CURL",
     "LLAMA_OPENSSL",
@@ -59,17 +60,7 @@ def architecture(gpu: str) -> str:
 
 
 def configuration(tag: str, tree: Path, out: Path, cuda_arch: str | None, commit: str | None) -> list[str]:
-    """The command that configures the tree, with the options that this tree knows."""
-    declared = {
-        name
-        for file in (tree / "CMakeLists.txt", *tree.glob("*/CMakeLists.txt"), *tree.glob("tools/*/CMakeLists.txt"))
-        if file.is_file()
-        for name in re.findall(
-            r"\boption\(\s*(\w+)|\bllama_option_depr\(\s*\w+\s+(\w+)", file.read_text(errors="replace")
-        )
-        for name in name
-        if name
-    }
+    """The command that configures the tree; options that this tag does not have are ignored by CMake."""
     options = {
         "CMAKE_BUILD_TYPE": "Release",
         "BUILD_SHARED_LIBS": "OFF",  # one file; libraries that a tree makes all the same are found beside it:
@@ -85,7 +76,7 @@ def configuration(tag: str, tree: Path, out: Path, cuda_arch: str | None, commit
         options["CMAKE_CUDA_ARCHITECTURES"] = cuda_arch
         # libcuda.so.1 comes with the driver, which a builder lacks; upstream's own image links like this.
         options["CMAKE_EXE_LINKER_FLAGS"] = "-Wl,--allow-shlib-undefined"
-    options |= dict.fromkeys((name for name in _OFF_IF_DECLARED if name in declared), "OFF")
+    options |= dict.fromkeys(_OFF, "OFF")
     if number := re.fullmatch(r"b(\d+)", tag):
         options["LLAMA_BUILD_NUMBER"] = number[1]  # upstream counts commits, of which a shallow clone has one
     if commit:
@@ -93,6 +84,7 @@ def configuration(tag: str, tree: Path, out: Path, cuda_arch: str | None, commit
     generator = ["-G", "Ninja"] if which("ninja") else []
     return [
         "cmake",
+        "--no-warn-unused-cli",
         "-S",
         str(tree),
         "-B",

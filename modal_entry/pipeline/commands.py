@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,9 @@ from supervisor.errors import SupervisorError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CommandFailed", "Run", "emit", "run_command", "which"]
+    from filelock import FileLock
+
+__all__ = ["CommandFailed", "Run", "emit", "host_lock", "run_command", "which"]
 
 TAIL_LINES: Final = 60  # a failed compile prints its own lines, then those of the jobs that ran beside it
 
@@ -49,6 +53,18 @@ def emit(event: str, **fields: Any) -> None:
     import structlog
 
     structlog.get_logger("warmboot.pipeline").info(event, **fields)
+
+
+def host_lock(root: Path, name: str, *, timeout_s: float = -1) -> FileLock:
+    """The lock of `name` in `root` among the processes and threads of this host; -1 waits without limit.
+
+    The lock file lies in the host's temporary directory, not on the volume: each container has a mount of its own, and
+    no lock on it would reach the others. The kernel lets go when the holder dies.
+    """
+    from filelock import FileLock  # the serving image has none, and needs none
+
+    key = hashlib.sha256(f"{root.resolve()}\0{name}".encode()).hexdigest()[:24]
+    return FileLock(Path(tempfile.gettempdir()) / f"warmboot-{os.getuid()}-{key}.lock", timeout=timeout_s)
 
 
 def which(program: str) -> str | None:

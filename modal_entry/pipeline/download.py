@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import re
 import shutil
 import time
@@ -12,10 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
+from filelock import Timeout
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
 
-from hooks.artifacts.marker import MARKER, Marker, sha256_of
+from hooks.artifacts.files import sha256_of
+from hooks.artifacts.marker import MARKER, Marker
 from hooks.artifacts.step import Artifact, ArtifactError, verify
+from modal_entry.pipeline.commands import host_lock
 from modal_entry.pipeline.hub import DownloadError, Hub, Remote, worth_retrying
 from supervisor.errors import ProfileError
 
@@ -114,17 +115,11 @@ def download(
 @contextlib.contextmanager
 def _alone(root: Path, repo: str) -> Iterator[None]:
     """Two runs in one folder would take each other's unfinished files for leftovers."""
-    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DownloadError(repo=repo, problem="busy", detail=f"another run is filling {root}") from error
-        except OSError:
-            log.warning("download.no_lock", root=str(root))  # some network file systems know no locks
-        yield
-    finally:
-        os.close(folder)
+        with host_lock(root, "download", timeout_s=0):
+            yield
+    except Timeout as error:
+        raise DownloadError(repo=repo, problem="busy", detail=f"another run is filling {root}") from error
 
 
 def _attempts(what: str, work: Callable[[], T], sleep: Callable[[float], None]) -> T:

@@ -1,76 +1,101 @@
 """The steps that fill the volumes and look at them, as the entries' functions call them inside a container.
 
-Thin on purpose: what they do is in `build`, `download`, `verify` and `releases`, which know nothing of Modal. All of
-them may be run again at any time; what is done already is found and left alone.
+What they do is in `build`, `download`, `inspection` and `releases`, which know nothing of Modal. All of them may be run
+again at any time; what is done already is found and left alone.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import modal
 
-from modal_entry.serving import server as serving
-from modal_entry.serving.server import Model, builds_volume, models_volume
+from modal_entry.serving import volumes
+from modal_entry.serving.pinned import environment
+from modal_entry.serving.volumes import builds_volume, models_volume
+
+if TYPE_CHECKING:
+    from hooks.smoke.report import Report
+    from modal_entry.pipeline.releases import Releases
+    from modal_entry.serving.deployment import Deployment
+
+_PROGRESS_S = 15.0
 
 
-def build_llama_server(model: Model) -> None:
-    """Compiles the tag for the model's GPU, and promotes it if nothing was ever promoted.
-
-    `LLAMA_CPP_TAG` of the image wins over the sheet, which is read anew in the container without that variable.
-    """
+def build_llama_server(deployment: Deployment) -> None:
+    """Compiles the tag for the deployment's GPU, and promotes it if the app has no build yet."""
     from modal_entry.pipeline.build import build
     from modal_entry.pipeline.cmake import architecture
-    from modal_entry.pipeline.releases import current, promote
 
     builds_volume.reload()
-    tag = os.environ.get("LLAMA_CPP_TAG", model.llama_cpp_tag)
-    print(build(tag, root=serving.BUILDS, cuda_arch=architecture(model.gpu), on_commit=builds_volume.commit))
-    if current(serving.BUILDS) is None:
-        print(promote(serving.BUILDS, tag, on_commit=builds_volume.commit))
+    releases = _releases(deployment)
+    done = build(
+        deployment.tag,
+        root=volumes.BUILDS,
+        cuda_arch=architecture(deployment.gpu),
+        on_commit=builds_volume.commit,
+    )
+    print(done)
+    if releases.current() is None:
+        print(releases.promote(done.folder.name))
 
 
-def download_model(model: Model) -> None:
+def download_model(deployment: Deployment) -> None:
     """Brings the model's files to the volume, whole, with a marker written last."""
     from modal_entry.pipeline.download import download
     from supervisor import Secret
 
     models_volume.reload()
     token = Secret(os.environ.get("HF_TOKEN", ""), name="HF_TOKEN")
-    print(
-        download(model.repo, model.artifacts, model.revision, model.folder, token=token, on_commit=models_volume.commit)
+    done = download(
+        deployment.repo,
+        deployment.artifacts,
+        deployment.revision,
+        deployment.folder,
+        token=token,
+        on_commit=models_volume.commit,
     )
+    print(done)
+    if done.marker.commit != deployment.revision:
+        print(f'To pin it, write revision="{done.marker.commit}" into the entry, and download again.')
 
 
-def verify_model(model: Model) -> None:
-    """Prints every artifact and the promoted build with a verdict; exits with 1 on any doubt."""
-    from modal_entry.pipeline import verify
-    from modal_entry.pipeline.releases import resolve
+def inspect_volumes(deployment: Deployment) -> int:
+    """Prints every artifact and the promoted build with a verdict; returns the exit status, 1 on any doubt."""
+    from modal_entry.pipeline import inspection
+    from modal_entry.pipeline.cmake import architecture
 
     models_volume.reload()
     builds_volume.reload()
-    doubts = verify.verify_model(
-        model.folder, model.artifacts, build=resolve(serving.BUILDS), repo=model.repo, revision=model.revision
+    release = _releases(deployment).current()
+    return inspection.inspect_volumes(
+        deployment.folder,
+        deployment.artifacts,
+        build=volumes.BUILDS / (release.current.folder if release else deployment.build_folder(deployment.tag)),
+        architecture=architecture(deployment.gpu),
+        repo=deployment.repo,
+        revision=deployment.revision,
     )
-    if doubts:
-        raise SystemExit(doubts)
 
 
-def promote(tag: str) -> None:
-    """Serves the build of a tag from the next deploy on."""
-    from modal_entry.pipeline import releases
-
+def promote(deployment: Deployment, tag: str) -> None:
+    """Points the app to the build of a tag, for the next deploy; a blank tag means `Deployment.tag`."""
     builds_volume.reload()
-    print(releases.promote(serving.BUILDS, tag, on_commit=builds_volume.commit))
+    print(_releases(deployment).promote(deployment.build_folder(tag or deployment.tag)))
 
 
-def rollback() -> None:
-    """Serves the previous build again from the next deploy on."""
-    from modal_entry.pipeline import releases
-
+def rollback(deployment: Deployment) -> None:
+    """Points the app to the build before, for the next deploy."""
     builds_volume.reload()
-    print(releases.rollback(serving.BUILDS, on_commit=builds_volume.commit))
+    print(_releases(deployment).rollback())
+
+
+def _releases(deployment: Deployment) -> Releases:
+    from modal_entry.pipeline.releases import Releases
+
+    return Releases(root=volumes.BUILDS, environment=environment(), app=deployment.app, on_commit=builds_volume.commit)
 
 
 def url_of(app: modal.App, server: str) -> str:
@@ -89,7 +114,7 @@ def url_of(app: modal.App, server: str) -> str:
     return url
 
 
-def smoke(model: Model, url: str, *, idle_then_wake_s: float) -> None:
+def smoke(deployment: Deployment, url: str, *, idle_then_wake_s: float) -> None:
     """Checks the deployed endpoint from here, with the local environment's `API_KEY`; exits with 4 on any failure."""
     import anyio
     from rich.console import Console
@@ -100,15 +125,36 @@ def smoke(model: Model, url: str, *, idle_then_wake_s: float) -> None:
     from supervisor import Secret
     from supervisor.engines.llama_cpp import LLAMA_CPP
 
-    key = Secret(os.environ.get("API_KEY", ""), name="API_KEY")
-    endpoint = Endpoint(url=url, api_key=key, model=model.name, dialect=LLAMA_CPP)
+    if not deployment.unauthenticated:
+        sys.exit("smoke sends no Modal-Key and Modal-Secret, which the sheet asks for with unauthenticated=False")
+    if not os.environ.get("API_KEY", "").strip():
+        sys.exit(f"export API_KEY first: the key that the secret {deployment.api_key_secret} holds")
+    key = Secret(os.environ["API_KEY"], name="API_KEY")
+    endpoint = Endpoint(url=url, api_key=key, model=deployment.name, dialect=LLAMA_CPP)
     options = Options(
-        skip=() if model.mmproj else ("image",),
-        must=tuple(name for name in ("thinking", "image") if name in model.warmups),  # its sheet says that it can
-        slots=model.slots,
-        deadline_s=2 * model.start_s,
+        skip=() if deployment.mmproj else ("image",),
+        must=tuple(name for name in ("thinking", "image") if name in deployment.warmups),  # its sheet says that it can
+        slots=deployment.slots,
+        deadline_s=deployment.startup_timeout_s,
         idle_s=idle_then_wake_s or None,
     )
-    report = anyio.run(check, endpoint, options)
-    Console().print(report.table())
-    sys.exit(0 if report.ok else 4)
+    console = Console()
+    began, running = anyio.current_time, ["wait for the endpoint; at zero it answers 503 until a container is up"]
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(progress)
+            report = await check(endpoint, options, on_start=running.append)
+            console.print(report.table())
+            group.cancel_scope.cancel()
+        reports.append(report)
+
+    async def progress() -> None:
+        start = began()
+        while True:
+            console.print(f"{began() - start:4.0f} s: {running[-1]}", style="dim")
+            await anyio.sleep(_PROGRESS_S)
+
+    reports: list[Report] = []
+    anyio.run(main)
+    sys.exit(0 if reports[0].ok else 4)

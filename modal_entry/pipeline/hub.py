@@ -9,9 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from supervisor.errors import SupervisorError
 
@@ -148,32 +147,17 @@ def worth_retrying(error: BaseException) -> bool:
 
 
 def _lines(log: Any) -> Any:
-    """A stand-in for tqdm that writes a log line every 10 s, for logs that no terminal shows."""
+    """A progress bar that writes a log line every 10 s instead, for logs that no terminal shows."""
+    from huggingface_hub.utils import tqdm
 
-    class Lines:
-        def __init__(self, desc: str = "", total: int | None = None, initial: int = 0, **_: object) -> None:
-            self.desc, self.total, self.n = desc, total, initial
-            self._next = time.monotonic() + PROGRESS_S
+    class Lines(tqdm):  # type: ignore[misc]  untyped there
+        monitor_interval = 0  # no thread of its own
 
-        def update(self, n: int = 1) -> None:
-            self.n += n
-            if time.monotonic() >= self._next:
-                self._next = time.monotonic() + PROGRESS_S
-                log("download.progress", file=self.desc, bytes=self.n, total_bytes=self.total)
+        def __init__(self, *args: Any, **options: Any) -> None:
+            # The client disables bars where there is no terminal.
+            super().__init__(*args, **(options | {"disable": False, "mininterval": PROGRESS_S, "miniters": 1}))
 
-        def set_postfix_str(self, *_: object, **__: object) -> None:
-            """tqdm's; here a line says it all."""
-
-        def refresh(self) -> None:
-            """tqdm's."""
-
-        def close(self) -> None:
-            """tqdm's."""
-
-        def __enter__(self) -> Self:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.close()
+        def display(self, *_: Any, **__: Any) -> None:
+            log("download.progress", file=self.desc, bytes=self.n, total_bytes=self.total)
 
     return Lines

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
-import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-__all__ = ["Finding", "Manifest", "verify_build", "write_whole"]
+from hooks.artifacts.files import sha256_of, write_atomically
+
+__all__ = ["BUILD_JSON", "BuildFault", "BuildId", "Manifest", "check_build", "folder_name"]
 
 BUILD_JSON: Final = "BUILD.json"
 BINARY: Final = "llama-server"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class BuildFault:
     """A reason to doubt a build: `path` is relative to its folder."""
 
     path: str
@@ -26,6 +25,23 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildId:
+    """One build, exactly: the name of its folder, and the hash of its BUILD.json, which states those of all files."""
+
+    folder: str
+    sha256: str
+
+    @classmethod
+    def of(cls, folder: Path) -> BuildId:
+        """The identity of a build that is there.
+
+        Raises:
+            OSError: it cannot be read; FileNotFoundError: there is no such build, or it was never finished.
+        """
+        return cls(folder=folder.name, sha256=sha256_of(folder / BUILD_JSON))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +70,15 @@ class Manifest:
     files: dict[str, str]
     built_at: str
 
+    @property
+    def folder(self) -> str:
+        """The name of the build's folder."""
+        return folder_name(self.tag, self.architecture)
+
     def write(self, folder: Path) -> None:
         """Write BUILD.json into the folder, in one step."""
         value = asdict(self) | {"patches": [{"name": name, "outcome": outcome} for name, outcome in self.patches]}
-        write_whole(folder / BUILD_JSON, json.dumps(value, indent=2) + "\n")
+        write_atomically(folder / BUILD_JSON, json.dumps(value, indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -91,11 +112,16 @@ class Manifest:
             raise ValueError(f"a field has the wrong type ({error})") from error
 
 
-def verify_build(folder: Path) -> list[Finding]:
+def folder_name(tag: str, architecture: str | None) -> str:
+    """The name of a build's folder: "b9940-sm89" for a GPU's architecture, "b9940-cpu" without one."""
+    return f"{tag}-sm{architecture}" if architecture else f"{tag}-cpu"
+
+
+def check_build(folder: Path) -> list[BuildFault]:
     """Every reason to doubt a build: hashes all its files, some seconds a GB; an empty list means that it is whole.
 
     Args:
-        folder: of one tag. Its name must be the tag that BUILD.json states.
+        folder: of one tag and architecture; its name must be `folder_name` of what BUILD.json states.
 
     Raises:
         OSError: a file is there but cannot be read.
@@ -104,50 +130,24 @@ def verify_build(folder: Path) -> list[Finding]:
         manifest = Manifest.read(folder)
     except FileNotFoundError:
         what = "missing: the build was never finished" if folder.is_dir() else "missing: there is no such build"
-        return [Finding(path=BUILD_JSON, problem=what)]
+        return [BuildFault(path=BUILD_JSON, problem=what)]
     except ValueError as error:
-        return [Finding(path=BUILD_JSON, problem=f"not a manifest: {error}")]
-    findings = []
-    if manifest.tag != folder.name:
-        findings.append(Finding(path=BUILD_JSON, problem=f"is of {manifest.tag}, in the folder of {folder.name}"))
+        return [BuildFault(path=BUILD_JSON, problem=f"not a manifest: {error}")]
+    faults = []
+    if (name := manifest.folder) != folder.name:
+        faults.append(BuildFault(path=BUILD_JSON, problem=f"is of {name}, in the folder of {folder.name}"))
     for name, wanted in sorted(manifest.files.items()):
         path = folder / name
         if not path.is_file():
-            findings.append(Finding(path=name, problem="missing"))
-        elif (seen := sha256(path)) != wanted:
-            findings.append(Finding(path=name, problem=f"sha256 is {seen[:12]}..., BUILD.json says {wanted[:12]}..."))
+            faults.append(BuildFault(path=name, problem="missing"))
+        elif (seen := sha256_of(path)) != wanted:
+            faults.append(BuildFault(path=name, problem=f"sha256 is {seen[:12]}..., BUILD.json says {wanted[:12]}..."))
         elif name == BINARY and not os.access(path, os.X_OK):
-            findings.append(Finding(path=name, problem="not executable"))
+            faults.append(BuildFault(path=name, problem="not executable"))
     # A library more than was built may be loaded in place of the system's.
     here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     extra = here - manifest.files.keys() - {BUILD_JSON}
-    return findings + [Finding(path=name, problem="not in BUILD.json") for name in sorted(extra)]
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that every reader, after a crash too, sees the old content or the new, never a part."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with beside.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    return faults + [BuildFault(path=name, problem="not in BUILD.json") for name in sorted(extra)]
 
 
 def _text(value: Any) -> dict[str, str]:

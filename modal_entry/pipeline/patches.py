@@ -2,7 +2,8 @@
 
 There is one so far. `common_chat_params_init_gemma4` arrived (llama.cpp PR 21418) announcing that the model thinks, but
 without the tags between which it does; the sampler that enforces a thinking budget is made only when there is an end
-tag, so `thinking_budget_tokens` did nothing. PR 21697 added the tags upstream. In between, `GEMMA4_THINKING_TAGS` does.
+tag, so `thinking_budget_tokens` did nothing. PR 21697 added the tags upstream. In between, `GEMMA4_THINKING_TAGS` does:
+b8672 is one of those tags, b9093 has the fix.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["GEMMA4_THINKING_TAGS", "Outcome", "Patch", "PatchDoesNotApply"]
 
-Outcome = Literal["applied", "already present", "already upstream"]
-"""What became of a patch: put in now; put in by an earlier run; not needed, because the tag has the fix itself."""
+Outcome = Literal["applied", "already upstream"]
+"""What became of a patch: put in; or not needed, because the tag has the fix itself."""
+
+_SHOWN: Final = 16  # lines of source in an error
+_ANCHOR: Final = re.compile(r"^[ \t]*data\.supports_thinking[ \t]*=[ \t]*true;[ \t]*$", re.MULTILINE)
 
 
 class Patch(Protocol):
@@ -64,22 +68,18 @@ class PatchDoesNotApply(SupervisorError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThinkingTags:
-    """Tells a chat parser of llama.cpp the tags around the thoughts, where it only says that there are some.
-
-    The parser is looked for in each place; the header tells whether this tree takes one end tag or a list of them.
+    """Gives a chat parser of llama.cpp the tags around the thoughts, where it only says that there are some.
 
     Attributes:
         name: of the patch.
         function: that fills in the parser's parameters.
         places: files that may define it, relative to the tree, the newest layout first.
-        header: that declares the parameters.
         start, end: the tags, as C++ string literals without their quotes.
     """
 
     name: str
     function: str
     places: tuple[str, ...]
-    header: str
     start: str
     end: str
 
@@ -91,98 +91,55 @@ class ThinkingTags:
         """
         place, text, begin, end = self._find(tree)
         body = text[begin:end]
-        plural = self._takes_a_list(tree)
-        hunk = self._hunk(plural=plural)
-
-        if MARK in body:
-            if "\n".join(hunk) in body:
-                return "already present"
-            raise self._refuse(place, "an earlier version of this patch is in it", hunk, _lines(body, MARK))
-        seen = re.findall(r"^.*\bthinking_(?:start_tag|end_tags?)\b.*$", body, re.MULTILINE)
-        if seen:
-            if self._upstream(body, plural=plural):
+        if seen := re.findall(r"^.*\bthinking_(?:start_tag|end_tags?)\b.*$", body, re.MULTILINE):
+            # Upstream's start tag ends before the line feed: its parser takes the line feed as optional.
+            start = self.start.removesuffix(r"\n")
+            if any(f'"{start}' in line for line in seen) and any(f'"{self.end}"' in line for line in seen):
                 return "already upstream"
-            raise self._refuse(place, "it sets thinking tags, but not both of them, or others", hunk, seen)
+            raise self._refuse(place, "it sets thinking tags, but not both of them, or others", seen)
         anchors = list(_ANCHOR.finditer(body))
         if len(anchors) != 1:
             reason = f"the anchor `data.supports_thinking = true;` is there {len(anchors)} times, not once"
-            raise self._refuse(place, reason, hunk, body.splitlines()[:SHOWN])
-
+            raise self._refuse(place, reason, body.splitlines()[:_SHOWN])
         at = begin + anchors[0].end()
-        (tree / place).write_text(text[:at] + "\n" + "\n".join(hunk) + text[at:], encoding="utf-8", newline="")
+        inserted = "\n".join(["", *self._hunk])
+        (tree / place).write_text(text[:at] + inserted + text[at:], encoding="utf-8", newline="")
         return "applied"
+
+    @property
+    def _hunk(self) -> tuple[str, ...]:
+        # The tags of llama.cpp that need this know one end tag; the list of them came after the fix.
+        return (
+            "    // warmboot: the thinking tags that this tag of llama.cpp does not set",
+            f'    data.thinking_start_tag = "{self.start}";',
+            f'    data.thinking_end_tag   = "{self.end}";',
+        )
 
     def _find(self, tree: Path) -> tuple[str, str, int, int]:
         """The file that defines the parser, its text, and where in it the function begins and ends."""
-        mentions = []
+        definition = re.compile(rf"^[\w ]*\b{self.function}\([^;{{]*\)\s*\{{$(?:.*?)^\}}$", re.DOTALL | re.MULTILINE)
+        mentions: list[str] = []
         for place in self.places:
-            text = _read(tree / place)
-            if found := re.search(
-                rf"^[\w ]*\b{self.function}\([^;{{]*\)\s*\{{$(?:.*?)^\}}$", text, re.DOTALL | re.MULTILINE
-            ):
+            if not (tree / place).is_file():
+                continue
+            with (tree / place).open(encoding="utf-8", newline="") as file:  # line ends stay as they are
+                text = file.read()
+            if found := definition.search(text):
                 return place, text, found.start(), found.end()
             mentions += [f"{place}: {line.strip()}" for line in text.splitlines() if "gemma4" in line.lower()]
-        raise self._refuse(
-            " or ".join(self.places),
-            f"neither defines {self.function}(): this tag has no Gemma 4 parser, or keeps it in a new place",
-            self._hunk(plural=False),
-            mentions[:SHOWN],
-        )
+        reason = f"neither defines {self.function}(): this tag has no Gemma 4 parser, or keeps it in a new place"
+        raise self._refuse(" or ".join(self.places), reason, mentions[:_SHOWN])
 
-    def _takes_a_list(self, tree: Path) -> bool:
-        declared = re.findall(r"^.*\bthinking_(?:start_tag|end_tags?)\b.*$", _read(tree / self.header), re.MULTILINE)
-        text = "\n".join(declared)
-        if re.search(r"std::string\s+thinking_start_tag;", text):
-            if re.search(r"std::string\s+thinking_end_tag;", text):
-                return False
-            if re.search(r"std::vector<std::string>\s+thinking_end_tags;", text):
-                return True
-        reason = "it declares no thinking_start_tag with thinking_end_tag or thinking_end_tags"
-        raise self._refuse(self.header, reason, self._hunk(plural=False), declared)
-
-    def _hunk(self, *, plural: bool) -> tuple[str, ...]:
-        end = f'data.thinking_end_tags  = {{"{self.end}"}};' if plural else f'data.thinking_end_tag   = "{self.end}";'
-        return f"    {MARK}", f'    data.thinking_start_tag = "{self.start}";', f"    {end}"
-
-    def _upstream(self, body: str, *, plural: bool) -> bool:
-        # Upstream's start tag ends before the line feed: its parser takes the line feed as optional.
-        start = rf'data\.thinking_start_tag\s*=\s*"{re.escape(self.start.removesuffix(LF))}(?:{re.escape(LF)})?";'
-        end = re.escape(f'"{self.end}"')
-        end = rf"data\.thinking_end_tags\s*=\s*\{{\s*{end}" if plural else rf"data\.thinking_end_tag\s*=\s*{end};"
-        return bool(re.search(start, body) and re.search(end, body))
-
-    def _refuse(self, file: str, reason: str, hunk: tuple[str, ...], found: list[str]) -> PatchDoesNotApply:
-        return PatchDoesNotApply(patch=self.name, file=file, reason=reason, hunk=hunk, found=tuple(found))
-
-
-MARK: Final = "// warmboot: the thinking tags that this tag of llama.cpp lacks"
-SHOWN: Final = 16  # lines of source in an error
-LF: Final = r"\n"  # as C++ writes it
-_ANCHOR: Final = re.compile(r"^[ \t]*data\.supports_thinking[ \t]*=[ \t]*true;[ \t]*$", re.MULTILINE)
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return file.read()
-    except FileNotFoundError:
-        return ""
-
-
-def _lines(text: str, mark: str) -> list[str]:
-    lines = text.splitlines()
-    at = next(number for number, line in enumerate(lines) if mark in line)
-    return lines[at : at + 4]
+    def _refuse(self, file: str, reason: str, found: list[str]) -> PatchDoesNotApply:
+        return PatchDoesNotApply(patch=self.name, file=file, reason=reason, hunk=self._hunk, found=tuple(found))
 
 
 GEMMA4_THINKING_TAGS: Final[Patch] = ThinkingTags(
     name="gemma4-thinking-tags",
     function="common_chat_params_init_gemma4",
     places=("common/parsers/gemma4.cpp", "common/chat.cpp"),
-    header="common/chat.h",
     # With the line feed: the parser of the tags that lack the fix demands one. A budget of 0 forces the end tag right
     # behind the start tag, and without it that parser would refuse the answer.
     start=r"<|channel>thought\n",
     end="<channel|>",
 )
-"""For the tags between the two pull requests, of April 2026; b8672 is one of them, b9093 has the fix."""

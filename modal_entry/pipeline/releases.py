@@ -1,48 +1,72 @@
-"""Which build is served: a pointer on the volume, switched in one step, with the one before it for the way back.
+"""Which build an app serves: a pointer file for each app in each Modal environment, with the build before it.
 
-The pointer is a file, RELEASE.json, and holds both tags, so that there is no moment between two writes. It is no
-symlink: volumes are copied, synchronised and snapshotted by content, and a link that comes back as a copy, or dangling,
-is a served build that nobody chose.
+The pointer lies on the volume of builds, in `releases/ENVIRONMENT/APP.json`, and names both builds, so that there is no
+moment between two writes. It is no symlink: volumes are copied, synchronised and snapshotted by content, and a link
+that comes back as a copy, or dangling, is a served build that nobody chose.
 
-A running server does not follow the pointer; a snapshot still less, it holds the binary that it was made with. A switch
-takes effect with the next deploy, which makes the new snapshot.
+Only `modal deploy` follows the pointer. It writes the build's name and hash into the definition of the server, so that
+a deploy after a switch is never skipped, and containers serve that build whatever the pointer says later.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Final
 
-from modal_entry.pipeline.commands import emit
-from modal_entry.pipeline.hostlock import host_lock
-from modal_entry.pipeline.manifest import Finding, Manifest, verify_build, write_whole
+from hooks.artifacts.files import write_atomically
+from modal_entry.pipeline.commands import emit, host_lock
+from modal_entry.pipeline.manifest import BUILD_JSON, BuildFault, BuildId, check_build
 from supervisor.errors import SupervisorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-__all__ = ["NoRelease", "PromotionRefused", "Release", "current", "promote", "resolve", "rollback"]
+__all__ = ["NoRelease", "PromotionRefused", "Release", "Releases", "pointer_path"]
 
-POINTER: Final = "RELEASE.json"
+_FOLDER: Final = "releases"
+
+
+def pointer_path(environment: str, app: str) -> PurePosixPath:
+    """Where the pointer of an app lies, relative to the volume of builds."""
+    return PurePosixPath(_FOLDER, environment, f"{app}.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """What the pointer says: the tag that is served, the one before it (None: there is none), and since when (UTC)."""
+    """What a pointer says: the build to serve, the one before it (None: there is none), and since when (UTC)."""
 
-    current: str
-    previous: str | None
+    current: BuildId
+    previous: BuildId | None
     since: str
 
     def __str__(self) -> str:
-        back = f"`rollback` goes back to {self.previous}" if self.previous else "there is nothing to roll back to yet"
+        back = f"`rollback` goes back to {self.previous.folder}" if self.previous else "there is no way back yet"
         return (
-            f"{self.current} is served now, since {self.since}; {back}. Deploy again to make the snapshot with it: "
-            "servers and snapshots that exist keep the build that they began with."
+            f"{self.current.folder} is promoted, since {self.since}; {back}. It is served from the next `modal deploy` "
+            "on: what is deployed keeps the build that it was deployed with."
         )
+
+    @classmethod
+    def parse(cls, content: bytes | str, path: str) -> Release:
+        """The release from the pointer's content; `path` is for the error.
+
+        Raises:
+            NoRelease: the pointer is damaged.
+        """
+        try:
+            value = json.loads(content)
+            previous = value["previous"]
+            return cls(
+                current=_build_id(value["current"]),
+                previous=None if previous is None else _build_id(previous),
+                since=str(value["since"]),
+            )
+        except (ValueError, TypeError, KeyError) as error:
+            what = f"the pointer is damaged ({type(error).__name__}: {error}); remove it"
+            raise NoRelease(path=path, what=what) from error
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -50,16 +74,17 @@ class PromotionRefused(SupervisorError):
     """The build is not there, or not whole. The pointer was not touched."""
 
     cli_status = 2
-    tag: str
-    findings: tuple[Finding, ...]
+    folder: str
+    faults: tuple[BuildFault, ...]
     available: tuple[str, ...]
 
     @property
     def summary(self) -> str:
-        doubts = "\n".join(f"    {finding}" for finding in self.findings)
+        doubts = "\n".join(f"    {fault}" for fault in self.faults)
         there = ", ".join(self.available) or "none"
         return (
-            f"{self.tag} is not fit to be served:\n{doubts}\nWhole builds on this volume: {there}. Build the tag first."
+            f"{self.folder} is not fit to be served:\n{doubts}\n"
+            f"Builds on this volume: {there}. Build the tag first: `build_llama_server`."
         )
 
 
@@ -68,130 +93,112 @@ class NoRelease(SupervisorError):
     """The pointer does not say what is needed. Nothing was changed."""
 
     cli_status = 2
-    root: str
+    path: str
     what: str
 
     @property
     def summary(self) -> str:
-        return f"{self.what} (in {self.root}). `promote` a whole build first."
+        return f"{self.what} ({self.path}). Promote a whole build: `modal run ENTRY.py::promote`."
 
 
-def promote(root: Path, tag: str, *, on_commit: Callable[[], object] | None = None) -> Release:
-    """Serve `tag` from the next deploy on. Promoting what is served already changes nothing.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Releases:
+    """The pointer of one app in one environment.
 
-    Args:
+    Attributes:
         root: the volume of builds.
-        tag: of a build there.
+        environment, app: Modal's names.
         on_commit: called after a switch, to make it visible to other containers.
-
-    Raises:
-        PromotionRefused: `verify_build` doubts the build, or there is none.
-        NoRelease: the pointer is there, but damaged.
-        OSError: the volume failed; the pointer is the old one.
     """
-    with host_lock(root, "release"):
-        before = _read(root)
-        _check(root, tag)
-        if before and before.current == tag:
-            return before
-        return _switch(root, tag, before.current if before else None, on_commit)
+
+    root: Path
+    environment: str
+    app: str
+    on_commit: Callable[[], object] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The pointer's file."""
+        return self.root / pointer_path(self.environment, self.app)
+
+    def current(self) -> Release | None:
+        """What the pointer says; None when nothing was ever promoted.
+
+        Raises:
+            NoRelease: the pointer is there, but damaged.
+            OSError: the volume failed.
+        """
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        return Release.parse(content, str(self.path))
+
+    def promote(self, folder: str) -> Release:
+        """Point to a build. Promoting the one that the pointer names already changes nothing.
+
+        Raises:
+            PromotionRefused: `check_build` doubts the build, or there is none.
+            NoRelease: the pointer is there, but damaged.
+            OSError: the volume failed; the pointer is the old one.
+        """
+        with host_lock(self.root, f"release {self.environment} {self.app}"):
+            before = self.current()
+            build = self._checked(folder)
+            if before and before.current == build:
+                return before
+            return self._switch(build, before.current if before else None)
+
+    def rollback(self) -> Release:
+        """Point to the previous build again; a second rollback undoes the first.
+
+        Raises:
+            NoRelease: there is no previous build, or the pointer is damaged.
+            PromotionRefused: the previous build is no longer whole, or not the one that it was.
+            OSError: the volume failed; the pointer is the old one.
+        """
+        with host_lock(self.root, f"release {self.environment} {self.app}"):
+            before = self.current()
+            if before is None or before.previous is None:
+                served = f"{before.current.folder} is promoted and nothing was before it" if before else ""
+                raise NoRelease(path=str(self.path), what=served or "nothing was ever promoted")
+            build = self._checked(before.previous.folder)
+            if build != before.previous:
+                fault = BuildFault(path=BUILD_JSON, problem="not the build that was promoted: its hash is another one")
+                raise self._refused(build.folder, [fault])
+            return self._switch(build, before.current)
+
+    def _switch(self, build: BuildId, previous: BuildId | None) -> Release:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Left by a process that was killed in mid-write; the lock keeps living ones out.
+        for left in self.path.parent.glob(f".{self.path.name}.*"):
+            left.unlink(missing_ok=True)
+        release = Release(current=build, previous=previous, since=datetime.now(UTC).isoformat(timespec="seconds"))
+        write_atomically(self.path, json.dumps(asdict(release), indent=2) + "\n")
+        if self.on_commit:
+            self.on_commit()
+        emit("release.switched", current=build.folder, previous=previous.folder if previous else None)
+        return release
+
+    def _checked(self, name: str) -> BuildId:
+        # A build is one name: "", "." and "a/b" would lead elsewhere.
+        folder = self.root / name
+        if name.startswith(".") or folder.parent != self.root:
+            faults = [BuildFault(path=name, problem="not the name of a build")]
+        else:
+            faults = check_build(folder)
+        if faults:
+            raise self._refused(name, faults)
+        return BuildId.of(folder)
+
+    def _refused(self, folder: str, faults: list[BuildFault]) -> PromotionRefused:
+        whole = (path.parent.name for path in self.root.glob(f"*/{BUILD_JSON}"))
+        available = tuple(sorted(name for name in whole if not name.startswith(".")))
+        return PromotionRefused(folder=folder, faults=tuple(faults), available=available)
 
 
-def rollback(root: Path, *, on_commit: Callable[[], object] | None = None) -> Release:
-    """Serve the previous build again from the next deploy on; a second rollback undoes the first.
-
-    Args:
-        root: the volume of builds.
-        on_commit: see `promote`.
-
-    Raises:
-        NoRelease: there is no previous build, or the pointer is damaged.
-        PromotionRefused: the previous build is no longer whole.
-        OSError: the volume failed; the pointer is the old one.
-    """
-    with host_lock(root, "release"):
-        before = _read(root)
-        if before is None or before.previous is None:
-            what = f"{before.current} is served and nothing was before it" if before else "nothing was ever promoted"
-            raise NoRelease(root=str(root), what=what)
-        _check(root, before.previous)
-        return _switch(root, before.previous, before.current, on_commit)
-
-
-def current(root: Path) -> Release | None:
-    """What is served; None when nothing was ever promoted.
-
-    Raises:
-        NoRelease: the pointer is there, but damaged.
-        OSError: the volume failed.
-    """
-    return _read(root)
-
-
-def resolve(root: Path, *, default: str | None = None) -> Path:
-    """The folder of the build to serve. Its files must be there, but are not hashed: this is part of every cold start.
-
-    Args:
-        root: the volume of builds.
-        default: the tag to serve as long as nothing was ever promoted; None: that is an error.
-
-    Raises:
-        NoRelease: nothing was promoted and there is no default, or the pointer is damaged.
-        PromotionRefused: the build that it points to is not there or was never finished.
-        OSError: the volume failed.
-    """
-    release = _read(root)
-    tag = release.current if release else default
-    if tag is None:
-        raise NoRelease(root=str(root), what="nothing was ever promoted")
-    folder = root / tag
-    try:
-        files = Manifest.read(folder).files
-    except (FileNotFoundError, ValueError):
-        findings = verify_build(folder)  # ends at the manifest, and says it in words
-    else:
-        findings = [Finding(path=name, problem="missing") for name in files if not (folder / name).is_file()]
-    if findings:
-        raise PromotionRefused(tag=tag, findings=tuple(findings), available=_available(root))
-    return folder
-
-
-def _switch(root: Path, tag: str, previous: str | None, on_commit: Callable[[], object] | None) -> Release:
-    for left in root.glob(f".{POINTER}.*"):  # by a process killed in mid-write; the lock keeps living ones out
-        left.unlink(missing_ok=True)
-    release = Release(current=tag, previous=previous, since=datetime.now(UTC).isoformat(timespec="seconds"))
-    value = {"current": release.current, "previous": release.previous, "since": release.since}
-    write_whole(root / POINTER, json.dumps(value, indent=2) + "\n")
-    if on_commit:
-        on_commit()
-    emit("release.switched", current=tag, previous=previous)
-    return release
-
-
-def _read(root: Path) -> Release | None:
-    try:
-        match json.loads((root / POINTER).read_text(encoding="utf-8")):
-            case {"current": str() as tag, "previous": str() | None as previous, "since": str() as since}:
-                return Release(current=tag, previous=previous, since=since)
-            case _:
-                what = "it names no current and previous build"
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        what = str(error)
-    raise NoRelease(root=str(root), what=f"{POINTER} is damaged, remove it: {what}")
-
-
-def _check(root: Path, tag: str) -> None:
-    # A tag is one name: "", "." and "a/b" would lead elsewhere.
-    if tag.startswith(".") or (root / tag).parent != root:
-        findings = [Finding(path=tag, problem="not the name of a build")]
-    else:
-        findings = verify_build(root / tag)
-    if findings:
-        raise PromotionRefused(tag=tag, findings=tuple(findings), available=_available(root))
-
-
-def _available(root: Path) -> tuple[str, ...]:
-    """Builds that look whole; finished, though not hashed again."""
-    return tuple(sorted(p.parent.name for p in root.glob("*/BUILD.json") if not p.parent.name.startswith(".")))
+def _build_id(value: Any) -> BuildId:
+    folder, sha256 = value["folder"], value["sha256"]
+    if not isinstance(folder, str) or not isinstance(sha256, str):
+        raise TypeError("a build is no pair of texts")
+    return BuildId(folder=folder, sha256=sha256)

@@ -13,6 +13,7 @@ Over 250 lines because it is a list: each RPC stands alone.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
 import itertools
 import re
@@ -26,6 +27,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 from grpclib import GRPCError, Status
@@ -79,6 +81,7 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
         secrets: Names of the secrets that exist, each with its keys.
         any_secret: Every secret exists, with whatever keys are asked for.
         volumes: Names of the volumes that exist; a deploy may create more.
+        folders: Where the content of a volume lies on this machine, by its name; of others no file can be read.
     """
 
     def __init__(
@@ -87,10 +90,12 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
         secrets: Mapping[str, set[str]] | None = None,
         any_secret: bool = False,
         volumes: set[str] | None = None,
+        folders: Mapping[str, Path] | None = None,
     ) -> None:
         self.existing_secrets = dict(secrets or {})
         self.any_secret = any_secret
-        self.existing_volumes = set(volumes or ())
+        self.folders = dict(folders or {})
+        self.existing_volumes = {*(volumes or ()), *self.folders}
         self.calls: list[Call] = []
         self.unanswered: list[str] = []
         self.apps: dict[str, App] = {}
@@ -192,9 +197,11 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
     def _app_of(self, app_id: str) -> App:
         return next(app for app in self.apps.values() if app.app_id == app_id)
 
-    def _environment_get_or_create(self, _: pb.EnvironmentGetOrCreateRequest) -> pb.EnvironmentGetOrCreateResponse:
+    def _environment_get_or_create(
+        self, request: pb.EnvironmentGetOrCreateRequest
+    ) -> pb.EnvironmentGetOrCreateResponse:
         settings = pb.EnvironmentSettings(image_builder_version=BUILDER_VERSION)
-        metadata = pb.EnvironmentMetadata(name="main", settings=settings)
+        metadata = pb.EnvironmentMetadata(name=request.deployment_name or "main", settings=settings)
         return pb.EnvironmentGetOrCreateResponse(environment_id="en-main", metadata=metadata)
 
     def _app_get_by_deployment_name(
@@ -212,8 +219,10 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
 
     def _app_publish(self, request: pb.AppPublishRequest) -> pb.AppPublishResponse:
         app = self._app_of(request.app_id)
+        same = app.published is not None and app.published.definition_ids == request.definition_ids
         app.published = request
-        return pb.AppPublishResponse(url=f"{self.url}/apps/{app.name}", deployed_at=time.time())
+        # No time means that nothing has changed, and that nothing was deployed.
+        return pb.AppPublishResponse(url=f"{self.url}/apps/{app.name}", deployed_at=0 if same else time.time())
 
     def _app_get_logs(self, _: pb.AppGetLogsRequest) -> pb.TaskLogsBatch:
         return pb.TaskLogsBatch(app_done=True)
@@ -233,6 +242,7 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
             data.http_config.CopyFrom(request.function.http_config)
             data.autoscaler_settings.CopyFrom(request.function.autoscaler_settings)
         function = data.ranked_functions[0].function
+        function.mount_ids.sort()  # they come in any order
         app.functions[function.function_name] = function
         return pb.FunctionCreateResponse(
             function_id=app.function_ids[function.function_name],
@@ -242,7 +252,7 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
         )
 
     def _image_get_or_create(self, request: pb.ImageGetOrCreateRequest) -> pb.ImageGetOrCreateResponse:
-        image_id = self.new_id("im")
+        image_id = _id_of("im", request.image)  # Modal too gives the same image for the same commands
         self.images[image_id] = request.image
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         metadata = pb.ImageMetadata(image_builder_version=BUILDER_VERSION, python_version_info=version)
@@ -260,7 +270,9 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
         return pb.MountPutFileResponse(exists=True)
 
     def _mount_get_or_create(self, request: pb.MountGetOrCreateRequest) -> pb.MountGetOrCreateResponse:
-        mount_id = self.new_id("mo")
+        # Files come in any order, and belong to the app's own run.
+        content = sorted(request.files, key=lambda file: file.filename)
+        mount_id = _id_of("mo", pb.MountGetOrCreateRequest(deployment_name=request.deployment_name, files=content))
         self.mounts[mount_id] = list(request.files)  # none for Modal's own client, which is mounted by its name
         return pb.MountGetOrCreateResponse(mount_id=mount_id)
 
@@ -274,6 +286,15 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
         metadata = pb.VolumeMetadata(name=name, version=request.version)
         return pb.VolumeGetOrCreateResponse(volume_id=volume_id, version=request.version, metadata=metadata)
 
+    async def _volume_get_file2(self, request: pb.VolumeGetFile2Request) -> pb.VolumeGetFile2Response:
+        name = self.volumes[request.volume_id].deployment_name
+        path = self.folders[name] / request.path if name in self.folders else None
+        if path is None or not path.is_file():
+            raise GRPCError(Status.NOT_FOUND, f"no file {request.path!r} in the volume {name!r}")
+        content = path.read_bytes()
+        url = await _serve_once(content)
+        return pb.VolumeGetFile2Response(get_urls=[url], size=len(content), start=0, len=len(content))
+
     def _secret_get_or_create(self, request: pb.SecretGetOrCreateRequest) -> pb.SecretGetOrCreateResponse:
         name = request.deployment_name
         if not request.object_creation_type and not self.any_secret:
@@ -281,7 +302,7 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
                 raise GRPCError(Status.NOT_FOUND, f"Secret '{name}' not found in environment 'main'")
             if missing := sorted(set(request.required_keys) - self.existing_secrets[name]):
                 raise GRPCError(Status.NOT_FOUND, f"Secret '{name}' is missing key(s): {', '.join(missing)}")
-        secret_id = self.new_id("st")
+        secret_id = _id_of("st", request)
         self.secrets[secret_id] = request
         return pb.SecretGetOrCreateResponse(secret_id=secret_id, metadata=pb.SecretMetadata(name=name))
 
@@ -347,12 +368,32 @@ class _Service:
         }
 
 
+async def _serve_once(content: bytes) -> str:
+    """A URL at which the content can be fetched once; a checkpoint then finds no socket of it."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server.close()
+        await reader.readuntil(b"\r\n\r\n")
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode() + content)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+
+
+def _id_of(prefix: str, message: Any) -> str:
+    """An id that is the same for the same content."""
+    return f"{prefix}-{hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()[:16]}"
+
+
 def _handle_metadata(function: pb.Function) -> pb.FunctionHandleMetadata:
     return pb.FunctionHandleMetadata(
         function_name=function.function_name,
         function_type=function.function_type,
         is_method=function.is_method,
-        definition_id="de-" + function.function_name,
+        definition_id=_id_of("de", function),
         class_parameter_info=function.class_parameter_info,
         function_schema=function.function_schema,
         supported_input_formats=function.supported_input_formats,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import ModuleType
 
-    from modal_entry.serving.server import Model
+    from modal_entry.serving.deployment import Deployment
     from supervisor.rehearsal.request import RehearsalRequest
 
 __all__ = ["prepare", "weights_of"]
@@ -41,7 +41,7 @@ def prepare(entry: Path, request: RehearsalRequest, pairs: Sequence[str]) -> Sub
     if importlib.util.find_spec("modal") is None:
         allowed = "a profile (FILE.py:ATTRIBUTE), or an entry where Modal is installed: pip install 'warmboot[modal]'"
         raise ProfileError(field="ENTRY", value=str(entry), allowed=allowed)
-    from modal_entry.serving.server import BUILDS
+    from modal_entry.serving.volumes import BUILDS
 
     weights = weights_of(entry)
     given = variables(pairs)
@@ -75,9 +75,10 @@ def weights_of(entry: Path) -> tuple[Path, ...]:
     return tuple(model.folder / artifact.path for artifact in model.artifacts)
 
 
-def _model_of(module: ModuleType, entry: Path) -> Model:
+def _model_of(module: ModuleType, entry: Path) -> Deployment:
     # Looked up from the base: `@app.server` puts an object of Modal's in the place of the class.
-    from modal_entry.serving.server import Model, Server
+    from modal_entry.serving.deployment import Deployment
+    from modal_entry.serving.server import Server
 
     mine = [cls for cls in _below(Server) if cls.__module__ == module.__name__]
     servers = [cls for cls in mine if not any(issubclass(other, cls) for other in mine if other is not cls)]
@@ -86,9 +87,9 @@ def _model_of(module: ModuleType, entry: Path) -> Model:
         allowed = f"an entry, with one subclass of modal_entry.serving.Server (it has: {seen})"
         allowed += f"; a profile is {entry}:NAME"
         raise ProfileError(field="ENTRY", value=str(entry), allowed=allowed)
-    model = getattr(servers[0], "model", None)
-    if not isinstance(model, Model):
-        allowed = f"a file whose {servers[0].__name__}.model is a modal_entry.serving.server.Model, not {model!r}"
+    model = getattr(servers[0], "deployment", None)
+    if not isinstance(model, Deployment):
+        allowed = f"a file whose {servers[0].__name__}.deployment is a Deployment of modal_entry.serving, not {model!r}"
         raise ProfileError(field="ENTRY", value=str(entry), allowed=allowed)
     return model
 

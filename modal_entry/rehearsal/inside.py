@@ -30,6 +30,7 @@ from hooks.http.endpoint import Endpoint
 from modal_entry.rehearsal.container import Container, HookFailed
 from modal_entry.rehearsal.control_plane import ControlPlane
 from modal_entry.rehearsal.programs import ProgramFailed, deploy
+from modal_entry.serving.volumes import BUILDS, BUILDS_NAME, MODELS, MODELS_NAME
 from supervisor import errors
 from supervisor.child import Child
 from supervisor.errors import ProfileError, SupervisorError
@@ -61,7 +62,10 @@ def modal_inside(entry: Path, exchange: Path, given: Mapping[str, str]) -> int:
     tell("starting")
     _to_stderr("rehearsal: `modal deploy` to a control plane in the sandbox; nothing leaves this machine")
     try:
-        with tempfile.TemporaryDirectory(prefix="warmboot-modal-") as name, ControlPlane(any_secret=True) as plane:
+        with (
+            tempfile.TemporaryDirectory(prefix="warmboot-modal-") as name,
+            ControlPlane(any_secret=True, folders={BUILDS_NAME: BUILDS, MODELS_NAME: MODELS}) as plane,
+        ):
             function = _deployed(plane, entry, Path(name), given)
             tell("deployed")
             secrets = _secret_values(plane, function, given)

@@ -1,4 +1,4 @@
-"""The sheet's type and the class that serves it on Modal.
+"""A deployment's sheet, its images and volumes, what a deploy fixes, and the class that serves it on Modal.
 
-May import hooks and supervisor.
+May import hooks and supervisor, inside functions only: Modal reads these modules at every deploy and container start.
 """

@@ -1,25 +1,32 @@
-"""`serving` unchanged, on paths and a port that a test chooses; the binary is whatever the build folder holds."""
+"""An entry whose paths and port a test chooses; the binary is whatever the build folder holds."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import modal
 
 from modal_entry.pipeline import functions as pipeline
-from modal_entry.serving import server as serving
+from modal_entry.serving import deployment as sheets
+from modal_entry.serving import images, volumes
+from modal_entry.serving.deployment import Deployment
+from modal_entry.serving.server import Server
 
-serving.PORT = int(os.environ.get("ENTRY_PORT", "8000"))  # type: ignore[misc]
-serving.MODELS = Path(os.environ.get("ENTRY_MODELS", "/models"))  # type: ignore[misc]
-serving.BUILDS = Path(os.environ.get("ENTRY_BUILDS", "/llama-build"))  # type: ignore[misc]
+sheets.PORT = int(os.environ.get("ENTRY_PORT", "8000"))  # type: ignore[misc]
+volumes.MODELS = Path(os.environ.get("ENTRY_MODELS", "/models"))  # type: ignore[misc]
+volumes.BUILDS = Path(os.environ.get("ENTRY_BUILDS", "/llama-build"))  # type: ignore[misc]
 
-MODEL = serving.Model(
+SHEET = Deployment(
+    app="entry",
     name="gemma-3-270m",
     repo="local/model",
+    revision="main",
     weights="model.gguf",
     llama_cpp_tag="b1",
     gpu="L4",
+    gpu_use_gib=1,
     ctx_size=2048,
     slots=2,
     warmups=("text",),
@@ -28,35 +35,41 @@ MODEL = serving.Model(
     grace_s=5,
 )
 
-app = modal.App("entry")
+app = modal.App(SHEET.app)
 
 
-@app.server(**serving.server(MODEL))
-class Entry(serving.Server):
+@app.server(**images.server(SHEET))
+class Entry(Server):
     """The class of an entry, as `gemma` has it."""
 
-    model = MODEL
+    deployment = SHEET
 
 
-@app.function(**serving.inspector(MODEL))
-def verify_model() -> None:
+@app.function(**images.inspector(SHEET))
+def inspect_volumes() -> int:
     """As in an entry."""
-    pipeline.verify_model(MODEL)
+    return pipeline.inspect_volumes(SHEET)
 
 
-@app.function(**serving.inspector(MODEL))
-def promote(tag: str) -> None:
+@app.function(**images.inspector(SHEET))
+def promote(tag: str = "") -> None:
     """As in an entry."""
-    pipeline.promote(tag)
+    pipeline.promote(SHEET, tag)
 
 
-@app.function(**serving.inspector(MODEL))
+@app.function(**images.inspector(SHEET))
 def rollback() -> None:
     """As in an entry."""
-    pipeline.rollback()
+    pipeline.rollback(SHEET)
+
+
+@app.local_entrypoint()
+def verify_model() -> None:
+    """As in an entry."""
+    sys.exit(inspect_volumes.remote())
 
 
 @app.local_entrypoint()
 def smoke(url: str) -> None:
     """As in an entry."""
-    pipeline.smoke(MODEL, url, idle_then_wake_s=0)
+    pipeline.smoke(SHEET, url, idle_then_wake_s=0)

@@ -12,21 +12,21 @@ from pathlib import Path
 from fakes import tiny_gemma4
 from fakes.modal_host import write_build
 from hooks.artifacts.marker import Marker
-from modal_entry.gemma import MODEL
-from modal_entry.pipeline.releases import promote
+from modal_entry.gemma import SHEET
+from modal_entry.pipeline.releases import Releases
 
 
 def make(home: Path) -> None:
     """Writes `models` and `builds` below `home`; the engine is this interpreter's."""
-    folder = home / "models" / MODEL.name
+    folder = home / "models" / SHEET.name / SHEET.revision
     folder.mkdir(parents=True)
-    assert MODEL.mmproj
-    tiny_gemma4.build(folder / MODEL.weights)
-    tiny_gemma4.build_mmproj(folder / MODEL.mmproj)
-    Marker.of(folder, (MODEL.weights, MODEL.mmproj), repo=MODEL.repo, revision=MODEL.revision).save(folder)
+    assert SHEET.mmproj
+    tiny_gemma4.build(folder / SHEET.weights)
+    tiny_gemma4.build_mmproj(folder / SHEET.mmproj)
+    Marker.of(folder, (SHEET.weights, SHEET.mmproj), repo=SHEET.repo, revision=SHEET.revision).save(folder)
     command = f'#!/bin/sh\nexec {sys.executable} -m supervisor.engines.embedded "$@"\n'
-    write_build(home / "builds", MODEL.llama_cpp_tag, command)
-    promote(home / "builds", MODEL.llama_cpp_tag)
+    build = write_build(home / "builds", SHEET.llama_cpp_tag, command)
+    Releases(root=home / "builds", environment="main", app=SHEET.app).promote(build.name)
 
 
 if __name__ == "__main__":

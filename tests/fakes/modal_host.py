@@ -12,35 +12,41 @@ from typing import Self
 import httpx
 
 from fakes.gguf_files import write_gguf
-from hooks.artifacts.marker import Marker, sha256_of
-from modal_entry.pipeline.manifest import Manifest
-from modal_entry.pipeline.releases import promote
+from hooks.artifacts.files import sha256_of
+from hooks.artifacts.marker import Marker
+from modal_entry.pipeline.manifest import BuildId, Manifest
+from modal_entry.pipeline.releases import Releases
 from modal_entry.rehearsal.container import Container
 from modal_entry.rehearsal.control_plane import ControlPlane
+from modal_entry.serving.pinned import Pinned
 from support import DATA, FAKE, free_port
 
 APP = DATA / "entry_app.py"
 KEY = "sk-made-up-for-tests"
 
 
-def write_build(builds: Path, tag: str, command: str) -> None:
-    """A whole build whose llama-server is a script."""
-    folder = builds / tag
-    folder.mkdir(parents=True)
-    binary = folder / "llama-server"
-    binary.write_text(command)
-    binary.chmod(0o755)
-    Manifest(
+def write_build(builds: Path, tag: str, command: str) -> Path:
+    """A whole build, for the architecture of an L4 or L40S, whose llama-server is a script; its folder."""
+    script = builds / "llama-server.draft"
+    builds.mkdir(parents=True, exist_ok=True)
+    script.write_text(command)
+    script.chmod(0o755)
+    manifest = Manifest(
         tag=tag,
         commit=None,
         patches=(),
         compiler="none",
         cuda=None,
-        architecture=None,
+        architecture="89",
         ran="not",
-        files={"llama-server": sha256_of(binary)},
+        files={"llama-server": sha256_of(script)},
         built_at=datetime.now(UTC).isoformat(),
-    ).write(folder)
+    )
+    folder = builds / manifest.folder
+    folder.mkdir()
+    script.rename(folder / "llama-server")
+    manifest.write(folder)
+    return folder
 
 
 class Host:
@@ -49,21 +55,26 @@ class Host:
     def __init__(self, home: Path, command: list[str], *faults: str, model: Path | None = None) -> None:
         self.home = home
         self.port = free_port()
-        folder = home / "models" / "gemma-3-270m"
+        folder = self.weights = home / "models" / "gemma-3-270m" / "main"
         folder.mkdir(parents=True)
         if model is None:
             write_gguf(folder / "model.gguf")
         else:
             (folder / "model.gguf").symlink_to(model)
-        Marker.of(folder, ("model.gguf",), repo="local/model", revision="main").save(folder)
+        marker = Marker.of(folder, ("model.gguf",), repo="local/model", revision="main")
+        marker.save(folder)
         self.command = f'#!/bin/sh\nexec {shlex.join(command)} "$@" {shlex.join(faults)}\n'
-        self.build("b1")
-        promote(home / "builds", "b1")
+        self.folders = {"llama-models": home / "models", "llama-cpp-builds": home / "builds"}
+        self.releases = self.releases_of(home, "main")
+        build = self.build("b1")
+        self.releases.promote(build.name)
+        pinned = Pinned(build=BuildId.of(build), commit="main", weights_sha256=marker.content_sha256)
         self.env = {
             "ENTRY_PORT": str(self.port),
             "ENTRY_MODELS": str(home / "models"),
             "ENTRY_BUILDS": str(home / "builds"),
             "API_KEY": KEY,
+            **pinned.variables(),  # as if this host had been deployed
         }
 
     @classmethod
@@ -71,9 +82,20 @@ class Host:
         """A host whose binary is the fake server with faults."""
         return cls(home, [sys.executable, "-I", "-S", str(FAKE)], *faults)
 
-    def build(self, tag: str) -> None:
+    def build(self, tag: str) -> Path:
         """Puts a whole build on the volume."""
-        write_build(self.home / "builds", tag, self.command)
+        return write_build(self.home / "builds", tag, self.command)
+
+    @staticmethod
+    def releases_of(home: Path, environment: str) -> Releases:
+        """The pointer of the entry in a Modal environment."""
+        return Releases(root=home / "builds", environment=environment, app="entry")
+
+    def served(self) -> str:
+        """The folder of the promoted build."""
+        release = self.releases.current()
+        assert release
+        return release.current.folder
 
     def container(self, plane: ControlPlane, **env: str) -> Container:
         return Container(plane, "Entry", self.home, env={**self.env, **env})

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from modal_entry.pipeline.build import build
 from modal_entry.pipeline.cmake import architecture
-from modal_entry.pipeline.manifest import verify_build
-from modal_entry.pipeline.releases import promote
+from modal_entry.pipeline.manifest import check_build
+from modal_entry.pipeline.releases import Releases
 
 
 def say(text: str) -> None:
@@ -49,7 +49,7 @@ def main() -> int:
         args.tag, root=args.root, cuda_arch=arch, on_commit=lambda: None, source=args.source.resolve(), jobs=args.jobs
     )
     took_s = time.monotonic() - began
-    promote(args.root, args.tag)
+    Releases(root=args.root, environment="main", app="gemma4").promote(done.folder.name)
     binary = done.folder / "llama-server"
     dynamic = subprocess.run(["readelf", "-d", str(binary)], capture_output=True, text=True, check=True).stdout
     for name, value in asdict(done.manifest).items():
@@ -60,7 +60,7 @@ def main() -> int:
     for path in sorted(done.folder.rglob("*")):
         if path.is_file():
             say(f"{path.relative_to(args.root)}: {path.stat().st_size} bytes")
-    doubts = verify_build(done.folder)
+    doubts = check_build(done.folder)
     say(f"{done}, architecture {arch}, {took_s:.0f} s, {doubts or 'whole'}")
     return 1 if doubts else 0
 

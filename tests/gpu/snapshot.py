@@ -51,9 +51,9 @@ from hooks.golden.generation import Generation
 from hooks.golden.step import Golden, GoldenMismatch, goldens
 from hooks.http.chat import chat
 from hooks.warmup import Text
-from modal_entry.gemma import MODEL
-from modal_entry.pipeline.releases import resolve
-from modal_entry.serving import server as serving
+from modal_entry.gemma import SHEET
+from modal_entry.pipeline.releases import Releases
+from modal_entry.serving import volumes
 from supervisor import Daemon, Profile, Secret, events
 from supervisor.child import Child
 from supervisor.errors import StepFailed
@@ -121,33 +121,35 @@ class Run:
     """One model, served again and again; `results` holds what was seen."""
 
     def __init__(self, root: Path, size: str) -> None:
-        serving.MODELS, serving.BUILDS = root / f"models-{size}", root / "builds"  # type: ignore[misc]
+        volumes.MODELS, volumes.BUILDS = root / f"models-{size}", root / "builds"  # type: ignore[misc]
         self.results: dict[str, Any] = {"gpu": driver.describe(), "shapes": size}
         self.findings: tuple[Finding, ...] = ()
         began = time.monotonic()
-        folder, builder = MODEL.folder, shapes if size == "real" else tiny_gemma4
-        assert MODEL.mmproj
-        if not (folder / MODEL.weights).exists():
+        folder, builder = SHEET.folder, shapes if size == "real" else tiny_gemma4
+        assert SHEET.mmproj
+        if not (folder / SHEET.weights).exists():
             builder.build(folder / "new")
-            (folder / "new").rename(folder / MODEL.weights)
+            (folder / "new").rename(folder / SHEET.weights)
         shapes.build_mmproj(
-            folder / MODEL.mmproj, width=(shapes.REAL["WIDTH"] if size == "real" else tiny_gemma4.WIDTH)
+            folder / SHEET.mmproj, width=(shapes.REAL["WIDTH"] if size == "real" else tiny_gemma4.WIDTH)
         )
-        names = (MODEL.weights, MODEL.mmproj)
+        names = (SHEET.weights, SHEET.mmproj)
         hashes = dict.fromkeys(names, "0" * 64)  # not computed: nobody looks at them at a start
-        Marker.of(folder, names, repo=MODEL.repo, revision=MODEL.revision, sha256s=hashes).save(folder)
-        self.results["model_gb"] = round((folder / MODEL.weights).stat().st_size / 1e9, 2)
+        Marker.of(folder, names, repo=SHEET.repo, revision=SHEET.revision, sha256s=hashes).save(folder)
+        self.results["model_gb"] = round((folder / SHEET.weights).stat().st_size / 1e9, 2)
         say(f"{self.results}, made in {time.monotonic() - began:.0f} s")
 
     def profile(self) -> Profile:
         """The entry's, but for the code that its host would end with."""
-        profile = MODEL.profile(resolve(serving.BUILDS), Secret("sk-made-up-for-tests"))
+        release = Releases(root=volumes.BUILDS, environment="main", app=SHEET.app).current()
+        assert release, "run compile.py first"
+        profile = SHEET.profile(volumes.BUILDS / release.current.folder, Secret("sk-made-up-for-tests"))
         return replace(profile, restart=replace(profile.restart, host_exit_code=None, jitter=0.0))
 
     def daemon(self, profile: Profile | None = None) -> tuple[Daemon, Journal]:
         """With the entry's Steps."""
         journal = Journal()
-        hooks = MODEL.hooks(self._tell)
+        hooks = SHEET.hooks(on_findings=self._tell)
         *warmups, auth = hooks.warmup
         hooks = replace(hooks, warmup=(*warmups, Lenient(auth, self.results)), observers=(journal,))
         return Daemon(profile or self.profile(), hooks), journal
@@ -378,7 +380,7 @@ async def distances(child: Child, golden: Golden) -> dict[str, Any]:
 
     await situation("idle")
     await situation("after others", lambda: other(16))
-    for slots in (1, MODEL.slots - 1):
+    for slots in (1, SHEET.slots - 1):
         async with anyio.create_task_group() as tasks:
 
             async def busy() -> None:

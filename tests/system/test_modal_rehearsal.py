@@ -398,7 +398,7 @@ SERVER = "from modal_entry.serving.server import Server\n\n\nclass A(Server):\n 
         (None, "a Python file that exists"),
         ("x = 1\n", "one subclass of modal_entry.serving.Server (it has: none)"),
         (SERVER + "\n\nclass B(Server):\n    pass\n", "(it has: A, B)"),
-        (SERVER, "A.model is a modal_entry.serving.server.Model, not None"),
+        (SERVER, "A.deployment is a Deployment of modal_entry.serving, not None"),
         ("raise RuntimeError('broken on purpose')\n", "odd.py, line 1: raise RuntimeError"),
         ("import sys\nsys.exit('enough')\n", "cannot be loaded: SystemExit: enough"),
     ],

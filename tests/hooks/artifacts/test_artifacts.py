@@ -1,4 +1,4 @@
-"""Artifacts and their marker, the Step that guards a start, and the table of `verify_model`."""
+"""Artifacts and their marker, the Step that guards a start, and the table of `inspect_volumes`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.console import Console
 from fakes.gguf_files import header, pair, tensor, text, write_gguf
 from hooks.artifacts.marker import MARKER, Marker, MarkerError
 from hooks.artifacts.step import Artifact, ArtifactError, ArtifactsPresent, verify
-from modal_entry.pipeline.verify import inspect_build, verify_model
+from modal_entry.pipeline.inspection import inspect_build, inspect_volumes
 from supervisor.child import Child
 from supervisor.errors import ProfileError
 from supervisor.redact import Redactor
@@ -239,12 +239,12 @@ def test_the_step_refuses_weights_that_nobody_verified(root: Path) -> None:
         guard(ArtifactsPresent(root=root, artifacts=ARTIFACTS), weights=(root / MODEL, other))
 
 
-# verify_model
+# inspect_volumes
 
 
 def build_folder(tmp_path: Path, *flags: str) -> Path:
     """A build whose binary is the fake server, with its BUILD.json."""
-    folder = tmp_path / "llama-build" / "b1234"
+    folder = tmp_path / "llama-build" / "b1234-cpu"
     (folder / "templates").mkdir(parents=True)
     binary = folder / "llama-server"
     binary.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{FAKE}" {" ".join(flags)} "$@"\n')
@@ -266,9 +266,9 @@ BUILT = ("llama-server", "templates/gemma4.jinja")
 
 
 def table(root: Path, **options: Any) -> tuple[int, str]:
-    """Exit status and output of `verify_model`."""
+    """Exit status and output of `inspect_volumes`."""
     out = io.StringIO()
-    status = verify_model(root, ARTIFACTS, console=Console(file=out, width=200), **options)
+    status = inspect_volumes(root, ARTIFACTS, console=Console(file=out, width=200), **options)
     return status, out.getvalue()
 
 

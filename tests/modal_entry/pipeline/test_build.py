@@ -17,9 +17,8 @@ import pytest
 
 from modal_entry.pipeline.build import STALE_S, BuildConflict, Built, build
 from modal_entry.pipeline.cmake import architecture, configuration
-from modal_entry.pipeline.commands import CommandFailed, run_command
-from modal_entry.pipeline.hostlock import host_lock
-from modal_entry.pipeline.manifest import Finding, Manifest, verify_build
+from modal_entry.pipeline.commands import CommandFailed, host_lock, run_command
+from modal_entry.pipeline.manifest import BuildFault, Manifest, check_build
 from modal_entry.pipeline.patches import PatchDoesNotApply
 from supervisor.errors import ProfileError
 from support import DATA, ROOT, until
@@ -145,7 +144,7 @@ def start(tag: str, root: Path, repository: str, **env: str) -> subprocess.Popen
 
 def test_a_build_is_whole_and_says_how_it_came_about(finished: Path, repository: str) -> None:
     """Binary, library and template are there under their hashes; BUILD.json holds commit, patch, compiler, version."""
-    folder = finished / "b100"
+    folder = finished / "b100-cpu"
     value = json.loads((folder / "BUILD.json").read_text())
     commit = git("rev-parse", "b100", cwd=Path(repository.removeprefix("file://"))).strip()
     assert value["tag"] == "b100" and value["commit"] == commit
@@ -154,8 +153,8 @@ def test_a_build_is_whole_and_says_how_it_came_about(finished: Path, repository:
     assert "version" in value["compiler"].lower() or value["compiler"][-1].isdigit()
     assert value["ran"] == "version: 100, openssl OFF", "the tag's number despite the shallow clone; declared options"
     assert set(value["files"]) == {"llama-server", "libgreeting.so", "templates/google-gemma-4-31B-it.jinja"}
-    assert verify_build(folder) == []
-    assert os.listdir(finished) == ["b100"], "no staging folder stays"
+    assert check_build(folder) == []
+    assert os.listdir(finished) == ["b100-cpu"], "no staging folder stays"
 
 
 def test_a_moved_binary_finds_its_library(root: Path) -> None:
@@ -173,7 +172,7 @@ def test_a_whole_build_is_not_built_again(root: Path, repository: str) -> None:
         pytest.fail(f"ran {argv} in {cwd}")
 
     done = make(root, repository, run=run, on_commit=lambda: commits.append(1))
-    assert str(done) == f"already built: {root / 'b100'}" and not done.fresh
+    assert str(done) == f"already built: {root / 'b100-cpu'}" and not done.fresh
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     assert commits == [1], "an earlier run may have died between rename and commit"
 
@@ -187,36 +186,36 @@ def test_a_killed_build_leaves_nothing_that_looks_whole(where: str, tag: str, tm
         assert sign.exists(), f"it ended with {process.returncode}"
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert not (root / tag).exists()
+    assert not (root / f"{tag}-cpu").exists()
     left = list(root.glob(".staging-*"))
     assert len(left) == (where == "HOLD_RUN") and not list(root.rglob("BUILD.json"))
 
     assert make(root, repository).fresh
-    assert verify_build(root / tag) == []
+    assert check_build(root / f"{tag}-cpu") == []
     assert list(root.glob(".staging-*")) == left, "a young staging folder may have an owner elsewhere"
     for path in left:
         os.utime(path, (time.time() - STALE_S - 1,) * 2)
     make(root, repository)
-    assert os.listdir(root) == [tag], "an old one has none"
+    assert os.listdir(root) == [f"{tag}-cpu"], "an old one has none"
 
 
 def test_a_half_filled_folder_is_replaced(tmp_path: Path, repository: str) -> None:
     """A folder of that tag with files but no BUILD.json is no build; nothing of it stays."""
-    folder = tmp_path / "b100"
+    folder = tmp_path / "b100-cpu"
     (folder / "templates").mkdir(parents=True)
     (folder / "llama-server").write_bytes(b"half")
     (folder / "old.so").write_bytes(b"x")
-    assert verify_build(folder) == [
-        Finding(path="BUILD.json", problem="missing: the build was never finished"),
+    assert check_build(folder) == [
+        BuildFault(path="BUILD.json", problem="missing: the build was never finished"),
     ]
     assert make(tmp_path, repository).fresh
-    assert verify_build(folder) == [] and not (folder / "old.so").exists()
-    assert os.listdir(tmp_path) == ["b100"]
+    assert check_build(folder) == [] and not (folder / "old.so").exists()
+    assert os.listdir(tmp_path) == ["b100-cpu"]
 
 
 def test_every_damage_is_found_and_repaired(root: Path, repository: str) -> None:
     """A changed byte, a missing file, one too many, a lost mode: each is named, and the next build mends it."""
-    folder = root / "b100"
+    folder = root / "b100-cpu"
     library = folder / "libgreeting.so"
     content = bytearray(library.read_bytes())
     content[len(content) // 2] ^= 1
@@ -224,7 +223,7 @@ def test_every_damage_is_found_and_repaired(root: Path, repository: str) -> None
     (folder / "templates" / "google-gemma-4-31B-it.jinja").unlink()
     (folder / "libcuda.so.1").write_bytes(b"")
     (folder / "llama-server").chmod(0o644)
-    found = {finding.path: finding.problem for finding in verify_build(folder)}
+    found = {fault.path: fault.problem for fault in check_build(folder)}
     assert found.pop("libgreeting.so").startswith("sha256 is")
     assert found == {
         "templates/google-gemma-4-31B-it.jinja": "missing",
@@ -232,7 +231,7 @@ def test_every_damage_is_found_and_repaired(root: Path, repository: str) -> None
         "llama-server": "not executable",
     }
     assert make(root, repository).fresh
-    assert verify_build(folder) == []
+    assert check_build(folder) == []
 
 
 @pytest.mark.parametrize(
@@ -247,18 +246,18 @@ def test_every_damage_is_found_and_repaired(root: Path, repository: str) -> None
     ],
 )
 def test_a_damaged_manifest_is_found(content: str, why: str, root: Path) -> None:
-    """Whatever BUILD.json holds, verify_build answers in words and does not fail."""
-    (root / "b100" / "BUILD.json").write_text(content)
-    (finding,) = verify_build(root / "b100")
-    assert finding.path == "BUILD.json" and why in finding.problem
+    """Whatever BUILD.json holds, check_build answers in words and does not fail."""
+    (root / "b100-cpu" / "BUILD.json").write_text(content)
+    (fault,) = check_build(root / "b100-cpu")
+    assert fault.path == "BUILD.json" and why in fault.problem
 
 
 def test_a_build_of_another_tag_is_found(root: Path) -> None:
     """A folder that was renamed by hand is not the tag that it is called."""
-    (root / "b100").rename(root / "b200")
-    (finding,) = verify_build(root / "b200")
-    assert finding.problem == "is of b100, in the folder of b200"
-    assert verify_build(root / "b300")[0].problem == "missing: there is no such build"
+    (root / "b100-cpu").rename(root / "b200-cpu")
+    (fault,) = check_build(root / "b200-cpu")
+    assert fault.problem == "is of b100-cpu, in the folder of b200-cpu"
+    assert check_build(root / "b300-cpu")[0].problem == "missing: there is no such build"
 
 
 def test_a_failed_compile_shows_its_lines(tmp_path: Path, repository: str) -> None:
@@ -330,13 +329,26 @@ def test_a_checkout_given_as_a_source_tree_has_its_commit(tmp_path: Path, reposi
     assert done.manifest.commit == git("rev-parse", "HEAD", cwd=tmp_path / "tree").strip()
 
 
-@pytest.mark.parametrize("more", [{"cuda_arch": "89"}, {"patches": ()}], ids=["architecture", "patches"])
-def test_a_build_of_another_kind_is_never_replaced(more: dict[str, Any], root: Path, repository: str) -> None:
+def test_a_build_of_another_kind_is_never_replaced(root: Path, repository: str) -> None:
     """'Already built' holds for what was asked for; what may be in use stays as it is."""
-    before = Manifest.read(root / "b100")
+    before = Manifest.read(root / "b100-cpu")
     with pytest.raises(BuildConflict, match=r"never replaced"):
-        make(root, repository, **more)
-    assert Manifest.read(root / "b100") == before and verify_build(root / "b100") == []
+        make(root, repository, patches=())
+    assert Manifest.read(root / "b100-cpu") == before and check_build(root / "b100-cpu") == []
+
+
+def test_two_architectures_have_a_build_each(root: Path, repository: str) -> None:
+    """A second kind of GPU meets no conflict: its build lies beside the first, which is not touched."""
+
+    def run(argv: Any, *, cwd: Path) -> str:
+        if argv[0] == "cmake" and "-S" in argv:  # no CUDA here: configured as for a CPU
+            argv = [word for word in argv if "CUDA" not in word]
+        return run_command(argv, cwd=cwd)
+
+    before = (root / "b100-cpu" / "BUILD.json").read_bytes()
+    done = make(root, repository, cuda_arch="80", run=run)
+    assert done.fresh and done.folder.name == "b100-sm80" and done.manifest.architecture == "80"
+    assert check_build(done.folder) == [] and (root / "b100-cpu" / "BUILD.json").read_bytes() == before
 
 
 def test_two_builders_of_one_tag_make_one_build(tmp_path: Path, repository: str) -> None:
@@ -344,13 +356,13 @@ def test_two_builders_of_one_tag_make_one_build(tmp_path: Path, repository: str)
     root = tmp_path / "volume"
     with start("b100", root, repository) as one, start("b100", root, repository) as other:
         said = [process.communicate(timeout=60)[0].splitlines()[-1] for process in (one, other)]
-    assert sorted(said) == [f"already built: {root / 'b100'}", f"built: {root / 'b100'}"]
-    assert os.listdir(root) == ["b100"] and verify_build(root / "b100") == []
+    assert sorted(said) == [f"already built: {root / 'b100-cpu'}", f"built: {root / 'b100-cpu'}"]
+    assert os.listdir(root) == ["b100-cpu"] and check_build(root / "b100-cpu") == []
 
 
 def test_the_lock_of_a_dead_holder_is_free(tmp_path: Path) -> None:
     """The kernel lets go with the process."""
-    code = "import sys; from pathlib import Path; from modal_entry.pipeline.hostlock import host_lock\n"
+    code = "import sys; from pathlib import Path; from modal_entry.pipeline.commands import host_lock\n"
     code += "with host_lock(Path(sys.argv[1]), 'x'): print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
@@ -375,12 +387,7 @@ def test_a_gpu_has_an_architecture() -> None:
 
 
 def test_a_cuda_configuration(tmp_path: Path) -> None:
-    """The flags for a GPU build; options that come and go with tags are passed only to trees that have them."""
-    (tmp_path / "tools" / "server").mkdir(parents=True)
-    (tmp_path / "CMakeLists.txt").write_text("option(LLAMA_BUILD_UI x ON)\nllama_option_depr(WARNING     LLAMA_CURL)\n")
-    (tmp_path / "tools" / "server" / "CMakeLists.txt").write_text('option(LLAMA_BUILD_WEBUI "Build" ON)\n')
-    (tmp_path / "ggml").mkdir()
-    (tmp_path / "ggml" / "CMakeLists.txt").write_text('option(GGML_CUDA_NCCL   "ggml: use NCCL" ON)\n')
+    """The flags for a GPU build; options that come and go with tags are passed, and CMake does not mind."""
     argv = configuration("b9940", tmp_path, tmp_path / "out", "89", "0123456789abcdef")
     flags = dict(word[2:].split("=", 1) for word in argv if word.startswith("-D"))
     assert flags["GGML_CUDA"] == "ON" and flags["CMAKE_CUDA_ARCHITECTURES"] == "89"
@@ -389,7 +396,7 @@ def test_a_cuda_configuration(tmp_path: Path) -> None:
     assert flags["LLAMA_BUILD_NUMBER"] == "9940" and flags["LLAMA_BUILD_COMMIT"] == "012345678"
     assert flags["LLAMA_BUILD_UI"] == flags["LLAMA_BUILD_WEBUI"] == flags["LLAMA_CURL"] == "OFF"
     assert flags["GGML_CUDA_NCCL"] == "OFF"  # or the binary asks for libnccl.so.2
-    assert "LLAMA_OPENSSL" not in flags
+    assert "--no-warn-unused-cli" in argv
     assert "LLAMA_BUILD_NUMBER=" not in " ".join(configuration("main", tmp_path, tmp_path / "out", None, None))
 
 

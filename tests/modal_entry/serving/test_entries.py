@@ -9,14 +9,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from fakes.modal_host import APP, KEY, Host, server_pid
-from modal_entry.pipeline.releases import resolve
+from fakes.modal_host import APP, KEY, Host, server_pid, write_build
+from hooks.artifacts.marker import Marker
+from modal_entry import gemma as gemma_entry
+from modal_entry import qwen3 as qwen3_entry
+from modal_entry.pipeline.releases import Releases
 from modal_entry.rehearsal.container import run
 from modal_entry.rehearsal.control_plane import ControlPlane
 from modal_entry.rehearsal.programs import Cli, deploy
+from modal_entry.serving.deployment import Deployment
 from support import ROOT, alive, until
 from tools.serve import running_fake
 
@@ -29,13 +34,26 @@ SECRETS = {
 }
 
 
+GEMMA = gemma_entry.SHEET
+
+
+def filled(home: Path, sheet: Deployment) -> dict[str, Path]:
+    """Volumes on which a deploy finds what it looks for: a promoted build, and the marker of the weights."""
+    build = write_build(home / "builds", sheet.llama_cpp_tag, "#!/bin/sh\n")
+    Releases(root=home / "builds", environment="main", app=sheet.app).promote(build.name)
+    folder = home / "models" / sheet.name / sheet.revision
+    folder.mkdir(parents=True)
+    Marker.of(folder, (), repo=sheet.repo, revision=sheet.revision, commit="c0ffee").save(folder)
+    return {"llama-models": home / "models", "llama-cpp-builds": home / "builds"}
+
+
 # Deploy
 
 
 @pytest.fixture(scope="module")
-def gemma() -> Iterator[ControlPlane]:
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A plane that took a deploy of the Gemma entry, made from the repository's root."""
-    with ControlPlane(secrets=SECRETS) as plane:
+    with ControlPlane(secrets=SECRETS, folders=filled(tmp_path_factory.mktemp("volumes"), GEMMA)) as plane:
         cli = deploy(plane, "modal_entry/gemma.py", cwd=ROOT)
         assert cli.returncode == 0, cli.output
         yield plane
@@ -47,15 +65,15 @@ def test_gemma_is_deployed_as_its_sheet_says(gemma: ControlPlane) -> None:
     server = app.functions["Gemma4"]
     assert app.published
     assert set(app.published.function_ids) == {
-        *("Gemma4", "build_llama_server", "download_model", "verify_model", "promote", "rollback")
+        *("Gemma4", "build_llama_server", "download_model", "inspect_volumes", "promote", "rollback")
     }
     assert server.resources.gpu_config.gpu_type == "L40S"
     assert server.checkpointing_enabled
     assert dict(server.experimental_options) == {"enable_gpu_snapshot": "True"}
     http = server.http_config
     assert (http.port, http.unauthenticated) == (8000, True)
-    # Twice the limits of load and warmup, and more than the grace of the stop.
-    assert (http.startup_timeout, http.exit_grace_period) == (1440, 30)
+    assert (http.startup_timeout, http.exit_grace_period) == (GEMMA.startup_timeout_s, 120)
+    assert (server.resources.memory_mb, server.resources.milli_cpu) == (33 * 1024, 4000)
     scaling = server.autoscaler_settings
     assert (scaling.min_containers, scaling.max_containers, scaling.scaledown_window) == (0, 3, 900)
     assert scaling.target_concurrency_float == 4
@@ -64,6 +82,7 @@ def test_gemma_is_deployed_as_its_sheet_says(gemma: ControlPlane) -> None:
         ("llama-models", "/models"),
         ("llama-cpp-builds", "/llama-build"),
     }
+    assert {v.environment_name for v in gemma.volumes.values()} == {"main"}
     assert gemma.unanswered == []
 
 
@@ -73,6 +92,7 @@ def test_images_and_sources(gemma: ControlPlane) -> None:
     runtime = "\n".join(gemma.commands(functions["Gemma4"].image_id))
     assert "-runtime-" in runtime
     assert "libgomp1" in runtime
+    assert "ENTRYPOINT []" in runtime
     assert "cmake" not in runtime
     assert gemma.image_env(functions["Gemma4"].image_id)["HF_HUB_OFFLINE"] == "1"
     builder = "\n".join(gemma.commands(functions["build_llama_server"].image_id))
@@ -81,32 +101,34 @@ def test_images_and_sources(gemma: ControlPlane) -> None:
     assert gemma.image_env(functions["download_model"].image_id)["HF_XET_HIGH_PERFORMANCE"] == "1"
     for function in functions.values():
         files = set(gemma.sources(function))
-        ours = ("supervisor/lifecycle/run.py", "hooks/warmup/steps.py", "modal_entry/serving/server.py")
-        assert {f"/root/{name}" for name in ours} <= files
+        wanted = ("supervisor/lifecycle/run.py", "hooks/warmup/steps.py", "modal_entry/serving/server.py")
+        assert {f"/root/{path}" for path in wanted} <= files
+        assert not [path for path in files if "/rehearsal/" in path or not path.endswith(".py")]
     assert "HF_TOKEN" not in runtime
 
 
 def test_image_pins_are_those_that_are_tested() -> None:
     """The versions that the images install are those of constraints.txt, under which this suite passes."""
-    from modal_entry.serving import server as serving
+    from modal_entry.serving import images
 
     tested = set((ROOT / "constraints.txt").read_text().replace("_", "-").lower().split())
-    assert {pin.replace("[hf_xet]", "") for pin in serving._PIPELINE} <= tested
+    assert {pin.replace("[hf_xet]", "") for pin in images._PIPELINE} <= tested
 
 
-@pytest.mark.parametrize("entry", ["gemma.py", "qwen3.py"])
-def test_entries_deploy_from_elsewhere(entry: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("entry", [gemma_entry, qwen3_entry], ids=["gemma", "qwen3"])
+def test_entries_deploy_from_elsewhere(entry: ModuleType, tmp_path: Path) -> None:
     """A deploy from another directory finds the packages and succeeds."""
-    with ControlPlane(secrets=SECRETS) as plane:
-        cli = deploy(plane, str(ENTRIES / entry), cwd=tmp_path)
+    with ControlPlane(secrets=SECRETS, folders=filled(tmp_path / "volumes", entry.SHEET)) as plane:
+        cli = deploy(plane, str(entry.__file__), cwd=tmp_path)
         assert cli.returncode == 0, cli.output
         (name,) = [name for name, function in plane.app().functions.items() if function.is_server]
-    assert name.lower().startswith(entry[:5])
+    assert name.lower() == entry.SHEET.app
 
 
-def test_a_deploy_without_the_key_secret_fails() -> None:
+def test_a_deploy_without_the_key_secret_fails(tmp_path: Path) -> None:
     """Without the secret that holds the key nothing is deployed, and the CLI names it."""
-    with ControlPlane(secrets={"huggingface-secret": {"HF_TOKEN"}}) as plane:
+    secrets = {"huggingface-secret": {"HF_TOKEN"}}
+    with ControlPlane(secrets=secrets, folders=filled(tmp_path, GEMMA)) as plane:
         cli = deploy(plane, "modal_entry/gemma.py", cwd=ROOT)
         assert cli.returncode == 1
         assert "gemma4-api-key" in cli.output
@@ -123,9 +145,10 @@ def test_entries_are_short(entry: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def plane() -> Iterator[ControlPlane]:
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A plane that took a deploy of the test's entry."""
-    with ControlPlane(secrets=SECRETS) as plane:
+    folders = Host.of_fake(tmp_path_factory.mktemp("volumes")).folders
+    with ControlPlane(secrets=SECRETS, folders=folders) as plane:
         cli = deploy(plane, str(APP), cwd=ROOT)
         assert cli.returncode == 0, cli.output
         yield plane
@@ -195,12 +218,12 @@ def test_no_key_no_server(plane: ControlPlane, host: Callable[..., Host], key: s
 def test_a_model_that_is_half_there(plane: ControlPlane, host: Callable[..., Host]) -> None:
     """Weights without the marker that the download writes last are refused, with the command that mends it."""
     here = host()
-    (here.home / "models" / "gemma-3-270m" / "ARTIFACTS.json").unlink()
+    (here.weights / "ARTIFACTS.json").unlink()
     with here.container(plane) as container:
         failure = container.failure()
         container.wait()
-    assert "half a download" in failure.exception
-    assert "download_model" in failure.exception
+    assert "half of it" in failure.exception
+    assert "not what was deployed" in failure.exception
     assert "child.spawned" not in container.output
 
 
@@ -366,18 +389,19 @@ def test_verify_promote_and_rollback(plane: ControlPlane, host: Callable[..., Ho
     here.build("b2")
     code, said = call("promote", "--tag", "b2")
     assert code == 0, said
-    assert resolve(builds).name == "b2"
+    assert here.served() == "b2-sm89"
     code, said = call("rollback")
     assert code == 0, said
-    assert resolve(builds).name == "b1"
+    assert here.served() == "b1-sm89"
 
-    (builds / "b1" / "llama-server").write_text("#!/bin/sh\nexit 1\n")
-    with (tmp_path / "models" / "gemma-3-270m" / "model.gguf").open("r+b") as weights:
+    (builds / "b1-sm89" / "llama-server").write_text("#!/bin/sh\nexit 1\n")
+    with (here.weights / "model.gguf").open("r+b") as weights:
         weights.truncate(1000)
     code, said = call("verify_model")
     assert code == 1
     assert "truncated" in said
     assert "not fit to serve" in said
+    assert "Traceback" not in said
 
 
 def test_smoke_from_the_entry(plane: ControlPlane, tmp_path: Path) -> None:
@@ -396,10 +420,10 @@ def test_a_server_without_snapshots_is_refused(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.py"
     wrong.write_text(
         APP.read_text().replace(
-            "**serving.server(MODEL)", '**(serving.server(MODEL) | {"enable_memory_snapshot": False})'
+            "**images.server(SHEET)", '**(images.server(SHEET) | {"enable_memory_snapshot": False})'
         )
     )
-    with ControlPlane(secrets=SECRETS) as plane:
+    with ControlPlane(secrets=SECRETS, folders=Host.of_fake(tmp_path / "volumes").folders) as plane:
         cli = deploy(plane, str(wrong), cwd=ROOT)
     assert cli.returncode == 1
     assert "enable_memory_snapshot=True" in cli.output

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from hooks.artifacts.step import DOWNLOAD, Artifact, Report, Row, verify
-from modal_entry.pipeline.manifest import BINARY, Manifest, verify_build
+from modal_entry.pipeline.manifest import BINARY, Manifest, check_build
 from supervisor.engines.llama_cpp import capabilities
 from supervisor.errors import SupervisorError
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-__all__ = ["Build", "inspect_build", "verify_model"]
+__all__ = ["BuildSeen", "inspect_build", "inspect_volumes"]
 
 NEEDED: Final = ("--model", "--host", "--port", "--alias", "--ctx-size", "--parallel", "--jinja", "--metrics")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Build:
+class BuildSeen:
     """A folder with a built server, as it was found.
 
     Attributes:
@@ -40,11 +40,12 @@ class Build:
     doubts: tuple[str, ...]
 
 
-def verify_model(
+def inspect_volumes(
     root: Path,
     artifacts: Sequence[Artifact],
     *,
     build: Path | None = None,
+    architecture: str | None = None,
     repo: str | None = None,
     revision: str | None = None,
     hashes: bool = True,
@@ -58,6 +59,7 @@ def verify_model(
         root: the folder of the artifacts.
         artifacts: what must be in it.
         build: a folder that holds BUILD.json; None: no build is looked at.
+        architecture: of the GPU that the build must be for, as CMake numbers it; None: any.
         repo, revision: what the marker must name; None: any.
         hashes: compare hashes as well; without, the verdict says that they were not.
         mend, mend_build: the commands that the verdict recommends.
@@ -72,7 +74,7 @@ def verify_model(
     # A log has no width; the 80 columns that are assumed otherwise would break every cell.
     console = console or Console(width=None if sys.stdout.isatty() else 160)
     report = verify(root, artifacts, hashes=hashes, repo=repo, revision=revision)
-    found = inspect_build(build) if build is not None else None
+    found = inspect_build(build, architecture) if build is not None else None
     _print_model(console, report, hashes)
     if found is not None:
         _print_build(console, found)
@@ -90,19 +92,22 @@ def verify_model(
     return int(doubtful)
 
 
-def inspect_build(folder: Path) -> Build:
+def inspect_build(folder: Path, architecture: str | None = None) -> BuildSeen:
     """Compares a build with its BUILD.json, and asks its binary for its flags; raises nothing about the build.
 
     Args:
-        folder: of one tag, or a link to it.
+        folder: of one tag and architecture, or a link to it.
+        architecture: see `inspect_volumes`.
     """
     folder = folder.resolve()
     doubts: list[str] = []
     try:
-        doubts += map(str, verify_build(folder))
+        doubts += map(str, check_build(folder))
         manifest = Manifest.read(folder)
     except (OSError, ValueError) as error:
-        return Build(folder=folder, facts={}, files={}, doubts=tuple(doubts) or (f"unreadable: {error}",))
+        return BuildSeen(folder=folder, facts={}, files={}, doubts=tuple(doubts) or (f"unreadable: {error}",))
+    if architecture is not None and manifest.architecture != architecture:
+        doubts.append(f"{BINARY}: built for architecture {manifest.architecture}, the GPU has {architecture}")
     sizes = {name: _size(folder / name) for name in sorted(manifest.files)}
     doubts += [f"{name}: empty" for name, size in sizes.items() if size == 0]
     flags, wrong = _ask(folder)
@@ -116,7 +121,7 @@ def inspect_build(folder: Path) -> Build:
         "flags": flags,
         "templates": ", ".join(name for name in sizes if name.endswith(".jinja")) or "none: the model's own is used",
     }
-    return Build(folder=folder, facts=facts, files=sizes, doubts=(*doubts, *wrong))
+    return BuildSeen(folder=folder, facts=facts, files=sizes, doubts=(*doubts, *wrong))
 
 
 def _size(path: Path) -> int | None:
@@ -176,7 +181,7 @@ def _cells(row: Row, hashes: bool) -> list[str]:
     return [row.path, size, digest, kind, gguf.quantisation, context, template, verdict]
 
 
-def _print_build(console: Console, build: Build) -> None:
+def _print_build(console: Console, build: BuildSeen) -> None:
     from rich.table import Table
     from rich.text import Text
 
