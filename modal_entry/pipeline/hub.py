@@ -148,14 +148,15 @@ def worth_retrying(error: BaseException) -> bool:
 
 def _lines(log: Any) -> Any:
     """A progress bar that writes a log line every 10 s instead, for logs that no terminal shows."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
-    class Lines(tqdm):  # type: ignore[misc]  untyped there
+    class Lines(tqdm):
         monitor_interval = 0  # no thread of its own
 
         def __init__(self, *args: Any, **options: Any) -> None:
             # The client disables bars where there is no terminal.
-            super().__init__(*args, **(options | {"disable": False, "mininterval": PROGRESS_S, "miniters": 1}))
+            options |= {"disable": False, "mininterval": PROGRESS_S, "miniters": 1}
+            super().__init__(*args, **options)  # type: ignore[no-untyped-call]
 
         def display(self, *_: Any, **__: Any) -> None:
             log("download.progress", file=self.desc, bytes=self.n, total_bytes=self.total)

@@ -17,6 +17,7 @@ from fakes.gguf_files import header, padded, pair, tensor, text, write_gguf
 from fakes.hub_server import COMMIT, REPO, Hub, serving
 from hooks.artifacts.marker import MARKER, Marker
 from hooks.artifacts.step import Artifact, verify
+from modal_entry.pipeline.commands import host_lock
 from support import FAKE
 
 HERE = FAKE.parent
@@ -312,17 +313,10 @@ def test_the_token_is_sent_and_never_printed(tmp_path: Path, content: dict[str, 
 
 def test_two_runs_in_one_folder(tmp_path: Path, content: dict[str, bytes]) -> None:
     """The second is refused, because each would take the other's half files for leftovers."""
-    import fcntl
-
     root = tmp_path / "models"
     root.mkdir()
-    folder = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        with serving(content) as hub:
-            done = run(hub, root)
-    finally:
-        os.close(folder)
+    with host_lock(root, "download"), serving(content) as hub:
+        done = run(hub, root)
     assert (done.error, "busy" in done.message) == ("DownloadError", True)
 
 
