@@ -114,7 +114,9 @@ def _serve(engine: Any, given: dict[str, str]) -> NoReturn:
 
 def _params(engine: Any, given: dict[str, str]) -> Any:
     if "--model" not in given:
-        raise UsageError("--model is required: without one the engine would be a router, green and empty")
+        raise UsageError(
+            "--model is required: without one the engine would be a router, which is up and serves no model"
+        )
     params = engine.CommonParams()
     params.model.path = given["--model"]
     params.mmproj.path = given.get("--mmproj", "")
