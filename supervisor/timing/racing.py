@@ -20,7 +20,8 @@ async def race(*works: Callable[[], Awaitable[T]]) -> T:
     """Runs the works at the same time; the first to end decides: its result is returned, or its error raised.
 
     The others are cancelled at that moment and waited for; what they return or raise then is dropped. Works run in
-    tasks of their own. A cancellation from outside goes to all of them and through, unless a work has ended before it.
+    tasks of their own. A cancellation from outside goes to all of them and through; only an error that came before is
+    raised in its place, and the cancellation is then delivered at the next checkpoint.
     """
     results: list[T] = []
     errors: list[Exception] = []
@@ -46,8 +47,9 @@ async def race(*works: Callable[[], Awaitable[T]]) -> T:
             for work in works:
                 tasks.start_soon(run, work)
     except anyio.get_cancelled_exc_class():
-        if not (results or errors):
+        if not errors:
             raise
+        _deliver_again()
     try:
         if errors:
             raise errors[0]
@@ -62,7 +64,8 @@ async def alongside(*works: Callable[[], Awaitable[object]]) -> AsyncIterator[No
 
     The block runs in the caller's task. When it ends, the works are cancelled and waited for. A work that returns ends
     nothing; one that raises cancels the block, and its error is raised. Of several errors the first is raised, the
-    others are dropped. A cancellation from outside goes through, but does not replace an error that came before it.
+    others are dropped. A cancellation from outside goes through, but does not replace an error that came before it: it
+    is then delivered at the next checkpoint.
     """
     failure: BaseException | None = None
     try:
@@ -88,6 +91,7 @@ async def alongside(*works: Callable[[], Awaitable[object]]) -> AsyncIterator[No
     except anyio.get_cancelled_exc_class():
         if failure is None:
             raise
+        _deliver_again()
     try:
         if failure is not None:
             raise failure
@@ -111,6 +115,21 @@ def is_cancelled() -> bool:
     except RuntimeError:  # Trio, where no such exception goes astray
         return True
     return task is not None and task.cancelling() > 0
+
+
+def _deliver_again() -> None:
+    """Makes the next checkpoint raise the cancellation that gave way to an error.
+
+    A cancelled scope does that by itself. asyncio's own `Task.cancel` raises once only, and whoever catches the error
+    and goes on would never hear of the request to stop.
+    """
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # Trio
+        return
+    if task is not None and task.cancelling() and anyio.current_effective_deadline() != -math.inf:
+        task.uncancel()
+        task.cancel()
 
 
 def unwrapped(error: Exception) -> Exception:

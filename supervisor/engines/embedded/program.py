@@ -114,9 +114,7 @@ def _serve(engine: Any, given: dict[str, str]) -> NoReturn:
 
 def _params(engine: Any, given: dict[str, str]) -> Any:
     if "--model" not in given:
-        raise UsageError(
-            "--model is required: without one the engine would be a router, which is up and serves no model"
-        )
+        raise UsageError("--model is required: without one the engine would be a router, green and empty")
     params = engine.CommonParams()
     params.model.path = given["--model"]
     params.mmproj.path = given.get("--mmproj", "")

@@ -163,3 +163,34 @@ async def test_an_error_may_be_taken_out_of_its_groups() -> None:
     error = ValueError("x")
     assert unwrapped(ExceptionGroup("a", [ExceptionGroup("b", [error]), KeyError()])) is error
     assert unwrapped(error) is error
+
+
+@pytest.mark.parametrize("side_by_side", ["race", "alongside"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_asyncios_own_cancellation_is_not_lost(side_by_side: str) -> None:
+    """Who catches an error that came together with `Task.cancel` hears of the cancellation at the next checkpoint."""
+    failing, seen = anyio.Event(), []
+
+    async def fail() -> None:
+        await failing.wait()
+        raise LookupError("on purpose")
+
+    async def host() -> None:
+        try:
+            if side_by_side == "race":
+                await race(fail)
+            else:
+                async with alongside(fail):
+                    await anyio.sleep_forever()
+        except LookupError:
+            seen.append("the error")
+        await asyncio.sleep(30)
+        seen.append("went on")
+
+    task = asyncio.create_task(host())
+    await anyio.wait_all_tasks_blocked()
+    failing.set()
+    asyncio.get_running_loop().call_soon(task.cancel)  # after the task that fails has run, before the host has
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert seen == ["the error"]
