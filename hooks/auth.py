@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from supervisor.child import Child
     from supervisor.dialect import Request
 
-__all__ = ["AuthCheck", "AuthError"]
+__all__ = ["COMMAND_LINE", "AuthCheck", "AuthError", "AuthWords"]
 
 _REFUSED: Final = (401, 403)
 _ABSENT: Final = (404, 405)  # no such route, or none that is asked like this
 _NO_KEY: Final = "without a key"
 _WRONG_KEY: Final = "with a wrong key"
-_OUR_KEY: Final = "with the profile's key"
+_OUR_KEY: Final = "with the right key"
 
 
 @dataclass(eq=False)
@@ -45,6 +45,28 @@ class AuthError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuthWords:
+    """What errors call the settings of whoever runs the check.
+
+    Attributes:
+        key: the key.
+        give_key: how to give it, as the beginning of a sentence.
+        is_open: the setting by which the server is meant to answer without a key.
+    """
+
+    key: str = "the profile's api_key"
+    give_key: str = "Set api_key"
+    is_open: str = "open_access=True"
+
+
+COMMAND_LINE: Final = AuthWords(
+    key="the key of --api-key-env",
+    give_key="Name the variable that holds it (--api-key-env NAME)",
+    is_open="--open",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuthCheck:
     """The key opens the server, and nothing else does.
 
@@ -61,11 +83,13 @@ class AuthCheck:
             dialect; a route that the dialect calls open is not asked as a stranger.
         generating: requests that generate, asked with POST; they must be refused before anything is generated. None:
             those of the engine's dialect.
+        words: what errors call the settings.
         name, deadline_s: see `Step`.
     """
 
     path: str | None = None
     generating: tuple[Request, ...] | None = None
+    words: AuthWords = AuthWords()
     name: str = "auth"
     deadline_s: float | None = None
 
@@ -80,8 +104,8 @@ class AuthCheck:
             knocks = [await self._knock(child, doors[0], _NO_KEY)]
         elif profile.api_key is None:
             raise AuthError(
-                "the profile has no api_key, so nothing protects the server. "
-                "Set api_key, or open_access=True if everybody who reaches the port may use it."
+                f"{self.words.key} is not set, so nothing protects the server. "
+                f"{self.words.give_key}, or {self.words.is_open} if everybody who reaches the port may use it."
             )
         else:
             closed = [door for door in doors if door.path not in profile.dialect.open_paths]
@@ -89,7 +113,7 @@ class AuthCheck:
             knocks, entrance = _judged(knocks, doors)
             knocks.append(await self._knock(child, entrance, _OUR_KEY))
         if not all(knock.good for knock in knocks):
-            raise AuthError(_reason(knocks), tuple(map(str, knocks)))
+            raise AuthError(_reason(knocks, self.words), tuple(map(str, knocks)))
 
     def _doors(self, child: Child) -> list[_Door]:
         """What is asked: `path` first, then every request that generates."""
@@ -171,23 +195,23 @@ def _judged(knocks: list[_Knock], doors: list[_Door]) -> tuple[list[_Knock], _Do
     return judged, guarded if public else doors[0]
 
 
-def _reason(knocks: list[_Knock]) -> str:
+def _reason(knocks: list[_Knock], words: AuthWords) -> str:
     """What the failed requests mean together, and what to do."""
     entered = [knock.key for knock in knocks if not knock.good and knock.status == 200]
     failed = [knock for knock in knocks if not knock.good]
     if _NO_KEY in entered:
         closed = any(knock.key == _NO_KEY and knock.good for knock in knocks)
         what = "the server protects only a part of its routes" if closed else "the server is open to everybody"
-        return f"{what}. Start it with the profile's api_key on every route, or set open_access=True if that is meant."
+        return f"{what}. Start it with {words.key} on every route, or set {words.is_open} if that is meant."
     if entered:
         return "the server asks for a key but takes a wrong one. Look at how it compares keys, or at a proxy before it."
     if any(knock.status in _REFUSED for knock in failed):
         if failed[0].key == _NO_KEY:
             return (
-                "the profile says open_access=True, but the server wants a key. "
-                "Give the profile its api_key, or start the server without one."
+                f"{words.is_open} is set, but the server wants a key. "
+                f"{words.give_key} instead, or start the server without one."
             )
-        return "the server refuses the profile's api_key. It was started with another one, or without seeing it."
+        return f"the server refuses {words.key}. It was started with another one, or without seeing it."
     return (
         "the server neither lets in nor refuses. "
         "Name routes that it has: path answers GET, those in generating answer POST."

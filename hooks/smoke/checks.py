@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 
-from hooks.auth import AuthCheck
+from hooks.auth import COMMAND_LINE, AuthCheck
 from hooks.http.answer import BadAnswer
 from hooks.http.ask import ask
 from hooks.http.chat import chat_body, model_of
@@ -71,7 +71,7 @@ def in_words(streamed: Stream) -> str:
 
 
 async def _auth(visit: Visit, _: object) -> Passed:
-    await AuthCheck()(visit)
+    await AuthCheck(words=COMMAND_LINE)(visit)
     if visit.profile.open_access:
         return Passed(detail="open, as it is meant to be")
     return Passed(detail="no key and a wrong key are refused, ours is taken (Authorization: Bearer KEY)")

@@ -22,12 +22,12 @@ from supervisor.steps import Hooks
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS: Final = (
-    click.option("--name", help="A name for logs."),
-    click.option("--host", help="Where the child listens; substituted for {host}.  [127.0.0.1]"),
-    click.option("--port", type=int, help="Where the child listens; substituted for {port}. 0 chooses one.  [0]"),
-    click.option("--health", metavar="PATH", help="The health path.  [/health]"),
-    click.option("--model-id", help="The model that /v1/models must list."),
-    click.option("--ready-pattern", metavar="REGEX", help="A log line that makes the next probe happen at once."),
+    click.option("--name", help="A name for logs and messages."),
+    click.option("--host", help="Where the server listens; stands for {host}.  [127.0.0.1]"),
+    click.option("--port", type=int, help="Where the server listens; stands for {port}. 0: a free one.  [0]"),
+    click.option("--health", metavar="PATH", help="Answers 200 to 299 once the server can serve.  [/health]"),
+    click.option("--model-id", help="The model that /v1/models must list before READY."),
+    click.option("--ready-pattern", metavar="REGEX", help="A log line after which health is asked at once."),
     click.option(
         "--warmup",
         "warmups",
@@ -35,28 +35,34 @@ _OPTIONS: Final = (
         metavar="text|thinking|image|tools|FILE",
         help="A request whose answer must be good before READY. Repeatable; FILE holds a JSON body.",
     ),
-    click.option("--auth-check", is_flag=True, help="Refuse READY unless the server refuses strangers."),
+    click.option("--auth-check", is_flag=True, help="Not READY unless the server refuses requests without the key."),
     click.option("--open", "open_access", is_flag=True, help="The server is meant to answer without a key."),
     click.option("--api-key-env", metavar="NAME", help="The variable that holds the server's key."),
-    click.option("--start-timeout-s", type=float, help="Spawn to healthy, at most.  [600]"),
-    click.option("--stall-s", type=float, help="Nothing read, computed or logged for so long: give up.  [120]"),
-    click.option("--step-timeout-s", type=float, help="One warmup or check, at most.  [120]"),
-    click.option("--grace-s", type=float, help="TERM to KILL.  [10]"),
-    click.option("--drain-s", type=float, help="After the end, wait so long for the pipes.  [2]"),
+    click.option("--start-timeout-s", type=float, help="From the start until health answers, at most.  [600]"),
+    click.option("--stall-s", type=float, help="Give up when nothing is read, computed or logged for so long.  [120]"),
+    click.option("--step-timeout-s", type=float, help="For one warmup or check, at most.  [120]"),
+    click.option("--grace-s", type=float, help="From TERM to KILL, when stopping.  [10]"),
+    click.option("--drain-s", type=float, help="For the last of the log, after the end.  [2]"),
     click.option(
-        "--restart", type=click.Choice(["never", "on-failure", "on-resume"]), help="After a failure.  [never]"
+        "--restart", type=click.Choice(["never", "on-failure", "on-resume"]), help="Whether to start it again.  [never]"
     ),
-    click.option("--max-restarts", type=int, help="The budget of --restart on-failure.  [5]"),
-    click.option("--liveness-s", type=float, help="Between two checks of a ready server; 0: none.  [10]"),
-    click.option("--weights", type=Path, multiple=True, metavar="FILE", help="What the load reads, for progress."),
-    click.option("--cwd", type=Path, help="The child's working directory."),
-    click.option("--env", "env", multiple=True, metavar="KEY=VALUE", help="A variable for the child. Repeatable."),
+    click.option("--max-restarts", type=int, help="How often, with --restart on-failure.  [5]"),
+    click.option("--liveness-s", type=float, help="Between two checks that it still answers; 0: none.  [10]"),
+    click.option(
+        "--weights",
+        type=Path,
+        multiple=True,
+        metavar="FILE",
+        help="A file that the load reads, for progress. Repeatable.",
+    ),
+    click.option("--cwd", type=Path, help="The server's working directory."),
+    click.option("--env", "env", multiple=True, metavar="KEY=VALUE", help="A variable for the server. Repeatable."),
     click.option(
         "--log-format",
         type=click.Choice(["console", "json"]),
         default="console",
         show_default=True,
-        help="How stderr is written.",
+        help="How the log on stderr is written.",
     ),
 )
 
@@ -99,7 +105,7 @@ def override(profile: Profile, hooks: Hooks, given: dict[str, Any]) -> tuple[Pro
         # Whoever asks for a warmup serves a model: then a tiny inference can show a hang that /health hides.
         hooks = replace(hooks, warmup=steps, liveness=hooks.liveness or liveness_after(steps))
     if given["auth_check"] and not any(isinstance(step, auth.AuthCheck) for step in hooks.warmup):
-        hooks = replace(hooks, warmup=(*hooks.warmup, auth.AuthCheck()))
+        hooks = replace(hooks, warmup=(*hooks.warmup, auth.AuthCheck(words=auth.COMMAND_LINE)))
     return profile, hooks
 
 

@@ -47,7 +47,7 @@ async def test_an_open_server_fails() -> None:
         f"    {MODELS} with a wrong key: HTTP 200 instead of 401 or 403",
         f"    {CHAT} with a wrong key: HTTP 200 instead of 401 or 403",
         f"    {COMPLETIONS} with a wrong key: HTTP 200 instead of 401 or 403",
-        f"    {MODELS} with the profile's key: HTTP 200, as it should be",
+        f"    {MODELS} with the right key: HTTP 200, as it should be",
     ]
 
 
@@ -120,7 +120,7 @@ async def test_a_public_list_of_models_is_no_hole() -> None:
         pytest.raises(AuthError, match=r"^the server refuses the profile's api_key\.") as caught,
     ):
         await AuthCheck()(child)
-    assert caught.value.seen[-1].startswith(f"{CHAT} with the profile's key: HTTP 403 instead of 200")
+    assert caught.value.seen[-1].startswith(f"{CHAT} with the right key: HTTP 403 instead of 200")
 
 
 async def test_a_server_that_takes_any_key_fails() -> None:
@@ -137,7 +137,7 @@ async def test_a_server_with_another_key_fails() -> None:
     with running_fake("--reject-key") as child, pytest.raises(AuthError) as caught:
         await AuthCheck()(child)
     assert caught.value.reason.startswith("the server refuses the profile's api_key.")
-    assert caught.value.seen[-1].startswith(f"{MODELS} with the profile's key: HTTP 401 instead of 200: ")
+    assert caught.value.seen[-1].startswith(f"{MODELS} with the right key: HTTP 401 instead of 200: ")
     assert "Invalid API Key" in caught.value.seen[-1]
     assert KEY not in str(caught.value)
 
@@ -157,7 +157,7 @@ async def test_a_profile_must_say_who_may_enter() -> None:
     with pytest.raises(AuthError) as caught:
         await AuthCheck()(child_at(1, key=None))
     assert str(caught.value) == (
-        "the profile has no api_key, so nothing protects the server. "
+        "the profile's api_key is not set, so nothing protects the server. "
         "Set api_key, or open_access=True if everybody who reaches the port may use it."
     )
 
@@ -168,7 +168,7 @@ async def test_an_open_profile_needs_an_open_server() -> None:
         await AuthCheck()(child)
     with (
         running_fake(key=None, open_access=True) as child,
-        pytest.raises(AuthError, match=r"^the profile says open_access=True, but the server wants a key\.") as caught,
+        pytest.raises(AuthError, match=r"^open_access=True is set, but the server wants a key\.") as caught,
     ):
         await AuthCheck()(child)
     assert caught.value.seen[0].startswith(f"{MODELS} without a key: HTTP 401 instead of 200: ")

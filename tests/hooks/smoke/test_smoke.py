@@ -127,7 +127,7 @@ async def test_a_working_endpoint_passes_everything() -> None:
 
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any], set[str], str, str]] = {
     "open": (("--open",), {}, {"auth"}, "auth", "open to everybody.*POST /v1/chat/completions without a key: HTTP 200"),
-    "key refused": (("--reject-key",), {}, set(NAMES) - {"wake"}, "auth", "refuses the profile's api_key.*HTTP 401"),
+    "key refused": (("--reject-key",), {}, set(NAMES) - {"wake"}, "auth", "refuses the key of --api-key-env.*HTTP 401"),
     "other key": ((), {"api_key": Secret("not-it")}, set(NAMES) - {"wake"}, "text", "HTTP 401.*Invalid API Key"),
     "other model": (("--alias", "b"), {"model": "a"}, {"model"}, "model", "the endpoint serves 'b', not 'a'"),
     "no model": (("--router",), {}, GENERATING | {"model"}, "model", 'models lists no model .*"data": \\[\\]'),
@@ -619,13 +619,13 @@ def test_verify_passes_and_writes_json(tmp_path: Path) -> None:
     options = ("--api-key-env", "MY_KEY", "--skip", "image", "--slots", "2")
     with running_fake("--metrics", "--parallel", "2", "--alias", "m") as child:
         out = tmp_path / "report.json"
-        status, stdout, stderr = run("verify", child.url, *options, "--json", str(out), env=env)
+        status, stdout, stderr = run("smoke", child.url, *options, "--json", str(out), env=env)
         assert (status, stderr) == (0, "")
         assert "(m): all good" in stdout
         assert "as asked (skip image)" in stdout
         assert json.loads(out.read_text())["ok"] is True
         only = ("--only", "text", "--only", "auth")
-        status, stdout, stderr = run("verify", child.url, *options, *only, "--json", "-", env=env)
+        status, stdout, stderr = run("smoke", child.url, *options, *only, "--json", "-", env=env)
     assert status == 0
     assert [row["name"] for row in json.loads(stdout)["rows"] if row["outcome"] == "ok"] == ["wait", "auth", "text"]
     assert "all good" in stderr
@@ -634,19 +634,19 @@ def test_verify_passes_and_writes_json(tmp_path: Path) -> None:
 def test_verify_fails_with_4(tmp_path: Path) -> None:
     """Any failed check is exit code 4, and the table says what was seen."""
     with running_fake("--open") as child:
-        status, stdout, _ = run("verify", child.url, "--api-key-env", "K", "--only", "auth", env={"K": KEY})
+        status, stdout, _ = run("smoke", child.url, "--api-key-env", "K", "--only", "auth", env={"K": KEY})
         assert status == 4
         assert "open to everybody" in stdout
-        assert run("verify", child.url, "--open", "--only", "text")[0] == 0
+        assert run("smoke", child.url, "--open", "--only", "text")[0] == 0
         wake = ("--idle-then-wake", "0.01", "--wake-limit-s", "0.0001", "--only", "wake")
-        assert run("verify", child.url, "--open", *wake, "--json", str(tmp_path / "o"))[0] == 4
+        assert run("smoke", child.url, "--open", *wake, "--json", str(tmp_path / "o"))[0] == 4
 
 
 def test_verify_of_a_dead_endpoint() -> None:
     """An endpoint that never answers within the deadline is exit code 3."""
     with running_fake() as child:
         port = child.port
-    status, stdout, _ = run("verify", f"http://127.0.0.1:{port}", "--open", "--deadline-s", "2")
+    status, stdout, _ = run("smoke", f"http://127.0.0.1:{port}", "--open", "--deadline-s", "2")
     assert status == 3
     assert "no connection" in stdout
 
@@ -667,7 +667,7 @@ def test_verify_of_a_dead_endpoint() -> None:
 )
 def test_verify_refuses_bad_arguments(args: tuple[str, ...], words: str) -> None:
     """Bad arguments are exit code 2 and one readable message, before anything is sent."""
-    status, stdout, stderr = run("verify", *args)
+    status, stdout, stderr = run("smoke", *args)
     assert (status, stdout) == (2, "")
     assert words in stderr
     assert "Traceback" not in stderr
@@ -696,7 +696,7 @@ def test_a_real_engine() -> None:
         drain = threading.Thread(target=process.stderr.read if process.stderr else os.getpid)
         drain.start()
         skip = ("--skip", "thinking", "--skip", "tools", "--idle-then-wake", "0.1", "--json", "-")
-        argv = [sys.executable, "-m", "supervisor", "verify", url, "--api-key-env", "MY_KEY", *skip]
+        argv = [sys.executable, "-m", "supervisor", "smoke", url, "--api-key-env", "MY_KEY", *skip]
         env = {**os.environ, "MY_KEY": KEY}
         done = subprocess.run(argv, capture_output=True, text=True, timeout=240, env=env, check=False)
         process.send_signal(signal.SIGTERM)

@@ -85,7 +85,7 @@ WARMUP: tuple[Fault, ...] = (
     ),
     Fault(
         name="warmup-key-refused", fault="the server refuses its key", moment="warmup", outcome="refused",
-        error="StepFailed", status=4, says="refuses the profile's api_key", flags=("--reject-key",),
+        error="StepFailed", status=4, says="the server refuses the", flags=("--reject-key",),
         profile={"api_key": KEY, "api_key_env": "LLAMA_API_KEY"}, hooks=lambda _: Hooks(warmup=(AuthCheck(),)),
     ),
     Fault(

@@ -1,25 +1,40 @@
-"""`supervise verify URL`: a smoke test of any OpenAI-compatible endpoint."""
+"""`supervise smoke URL`: a smoke test of any OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 
 from supervisor.cli.exits import exits_with_status
 from supervisor.cli.reports import json_option, show, write
 from supervisor.dialect import Dialect
-from supervisor.errors import require
+from supervisor.errors import ProfileError, require
 from supervisor.redact import Secret
 
 if TYPE_CHECKING:
     from hooks.smoke.report import Report
 
-__all__ = ["verify"]
+__all__ = ["smoke"]
+
+# Fields of what the command builds, by the names under which its user knows them, and what else to say of them.
+_SPOKEN: Final = {
+    "url": ("URL", None),
+    "api_key": ("--api-key-env", None),
+    "open_access": ("--open", "left out when --api-key-env is given"),
+    "health.model_id": ("--model", None),
+    "timeouts.step_s": ("--timeout-s", None),
+    "deadline_s": ("--deadline-s", None),
+    "idle_s": ("--idle-then-wake", None),
+    "wake_limit_s": ("--wake-limit-s", None),
+    "slots": ("--slots", None),
+    "skip": ("--skip", None),
+    "only": ("--only", None),
+}
 
 
-@click.command("verify", short_help="Check any OpenAI-compatible endpoint.")
+@click.command("smoke", short_help="Check any OpenAI-compatible endpoint.")
 @click.argument("url")
 @click.option("--api-key-env", metavar="NAME", help="The variable that holds the endpoint's key.")
 @click.option("--open", "open_access", is_flag=True, help="The endpoint is meant to answer without a key.")
@@ -34,7 +49,7 @@ __all__ = ["verify"]
 @click.option("--wake-limit-s", type=float, help="Fail when the wake's first token takes longer.")
 @json_option
 @exits_with_status
-def verify(out: TextIO | None, **given: Any) -> int:
+def smoke(out: TextIO | None, **given: Any) -> int:
     """Check that the endpoint at URL is closed to strangers and that every path of it works.
 
     Checks: auth, model, text, thinking, image, tools, responses, stream, metrics, concurrency, wake. While a container
@@ -42,7 +57,11 @@ def verify(out: TextIO | None, **given: Any) -> int:
 
     Exit codes: 0 all good; 2 bad arguments; 3 the endpoint never answered; 4 a check failed.
     """
-    report = _run(given)
+    try:
+        report = _run(given)
+    except ProfileError as error:
+        field, allowed = _SPOKEN.get(error.field, (error.field, None))
+        raise ProfileError(field=field, value=error.value, allowed=allowed or error.allowed) from error
     write(report, out)
     show(report, out)
     return 0 if report.ok else 4 if report.answered else 3
@@ -54,7 +73,8 @@ def _run(given: dict[str, Any]) -> Report:
     from rich.console import Console
 
     from hooks.http.endpoint import Endpoint
-    from hooks.smoke.run import Options, smoke
+    from hooks.smoke.run import Options
+    from hooks.smoke.run import smoke as check
     from supervisor.engines.dialects import DIALECTS
 
     engine = given["engine"]
@@ -80,6 +100,6 @@ def _run(given: dict[str, Any]) -> Report:
     with Console(stderr=True).status("") as status:  # silent unless stderr is a terminal
 
         async def run() -> Report:
-            return await smoke(endpoint, options, dialects=DIALECTS, on_start=lambda name: status.update(f"{name} ..."))
+            return await check(endpoint, options, dialects=DIALECTS, on_start=lambda name: status.update(f"{name} ..."))
 
         return anyio.run(run)
