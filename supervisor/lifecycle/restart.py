@@ -30,11 +30,11 @@ def is_final(error: SupervisorError, *, first_start: bool, was_ready: bool) -> b
         was_ready: the run had been READY, so that its settings are right and something else has happened, for example
             during a snapshot: a fresh child may well serve.
     """
+    if was_ready:
+        return isinstance(error, ProfileError)
     match error:
-        case ProfileError():
+        case ProfileError() | WrongModel():
             return True
-        case WrongModel():
-            return not was_ready
         case PortTaken():
             return first_start
         case SpawnError():

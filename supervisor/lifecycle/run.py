@@ -23,6 +23,7 @@ from supervisor.errors import (
     ChildUnresponsive,
     DiedBeforeReady,
     NotReady,
+    SpawnError,
     StepFailed,
     SupervisorError,
 )
@@ -109,7 +110,8 @@ class Run:
                 async with managed(self._process, self._pump, end=self._end):
                     await self._serve_until_ended()
             except Exception as failure:
-                error = translated(failure)
+                # A SpawnError says more: the command, and what the system refused.
+                error = failure if isinstance(failure, SpawnError) else translated(failure)
                 self._report(error)
                 if error is failure:
                     raise
