@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import warnings
+from concurrent.futures import Future
 from pathlib import Path
 
 import httpx
 import pytest
 
 from hooks.warmup.steps import Text
-from supervisor import Child, Daemon, Hooks, Restart, State, Stop, Timeouts
+from supervisor import Child, Daemon, Hooks, Restart, State, Stop, Timeouts, step
 from supervisor import events as ev
 from supervisor.errors import ChildCrashed, DiedBeforeReady, IllegalState, StepFailed
 from support import FAKE, TESTS, Recorder, alive, fake_profile, is_in, until
@@ -101,6 +102,66 @@ def test_a_crash_is_raised_by_the_next_call() -> None:
         until(daemon._ended.done)
         with pytest.raises(ChildCrashed):
             daemon.seal()
+
+
+@pytest.mark.parametrize("operation", ["seal", "resume"])
+def test_a_call_in_the_moment_of_the_end_raises_why_it_ended(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that finds the loop closed, and the reason not known yet, waits for the reason and raises it."""
+    daemon, may_end = Daemon(fake_profile()), threading.Event()
+    enumerate_threads = threading.enumerate
+
+    def late() -> list[threading.Thread]:  # what the daemon's thread calls between its loop's end and the report
+        if threading.current_thread() is daemon._thread:
+            may_end.wait(30)
+        return enumerate_threads()
+
+    def let_it_end() -> None:
+        until(lambda: bool(daemon._waiting))
+        may_end.set()
+
+    with daemon:
+        monkeypatch.setattr(threading, "enumerate", late)
+        assert daemon._portal and daemon.supervised.pid
+        os.kill(daemon.supervised.pid, signal.SIGKILL)
+        until(lambda: daemon._loop is not None and daemon._loop.is_closed())
+        helper = threading.Thread(target=let_it_end)
+        helper.start()
+        with pytest.raises(ChildCrashed):
+            getattr(daemon, operation)()
+        helper.join()
+        monkeypatch.undo()
+
+
+def test_a_call_that_the_loop_never_ran_raises_why_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that arrives in the loop's last moment, and that nobody answers any more, does not wait for ever."""
+    with Daemon(fake_profile()) as daemon:
+        assert daemon._portal and daemon.supervised.pid
+        monkeypatch.setattr(daemon._portal, "start_task_soon", lambda *_: Future())
+        os.kill(daemon.supervised.pid, signal.SIGKILL)
+        with pytest.raises(ChildCrashed):
+            daemon.seal()
+        monkeypatch.undo()
+
+
+def test_a_call_after_a_stop_is_refused_in_words() -> None:
+    """There is no portal any more, and the error does not speak of one."""
+    daemon = Daemon(fake_profile())
+    with daemon:
+        pass
+    for call in (daemon.seal, daemon.resume):
+        with pytest.raises(IllegalState, match="while not running"):
+            call()
+
+
+def test_a_hook_cannot_seal_its_own_daemon() -> None:
+    """A call from the daemon's own thread would wait for itself: it is refused in words."""
+
+    async def seal(_: Child) -> None:
+        daemon.seal()
+
+    daemon = Daemon(fake_profile(), Hooks(warmup=(step("seal", seal),)))
+    with pytest.raises(StepFailed, match="cannot seal while running a hook"):
+        daemon.start()
 
 
 def test_logs_flow_while_the_hosts_loop_is_parked() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -133,6 +134,17 @@ async def test_json_lines_give_their_level_and_message() -> None:
         await pipes.run()
     assert [line[1:] for line in pipes.lines] == [("warning", "low"), ("error", "bad"), ("info", "plain")]
     assert pipes.pump.tail() == ("low", "bad", "plain")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("result", [("info", None), ("info", b"x"), ("loud", "x"), ("info",), "info", None])
+async def test_a_parser_that_returns_no_line_costs_nothing(result: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """What is no level and text is reported once; the lines are kept as they are, and the pump goes on."""
+    with pumped(LogLimits(parse=lambda _: result)) as pipes:
+        os.write(pipes.stdout, b"one\ntwo\n")
+        await pipes.run()
+    assert pipes.lines == [("stdout", "info", "one"), ("stdout", "info", "two")]
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.anyio
