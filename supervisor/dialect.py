@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -169,3 +169,9 @@ class Dialect:
     weight_files: Callable[[Path], tuple[Path, ...]] = whole_file
     no_mmap_hint: str = "have the engine read its weights into memory instead of mapping them"
     out_of_memory: str | None = None
+
+    def allocation_failure(self, lines: Iterable[str]) -> str | None:
+        """Return the first of these log lines that tells of a failed allocation."""
+        if self.out_of_memory is None:
+            return None
+        return next((line for line in lines if re.search(self.out_of_memory, line)), None)

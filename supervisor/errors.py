@@ -150,16 +150,29 @@ class NotReady(SupervisorError):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class DiedBeforeReady(NotReady):
-    """The child ended while loading or during warmup; also with exit code 0."""
+    """The child ended while loading or during warmup; also with exit code 0.
+
+    Attributes:
+        exit_code, signal: how it ended; one of them is None.
+        during: `loading` or `warmup`.
+        out_of_memory: the log line in which the engine says that it could not allocate memory; None: it said no such
+            thing.
+    """
 
     exit_code: int | None
     signal: str | None
     during: str
+    out_of_memory: str | None = None
 
     @property
     def summary(self) -> str:
         hint = ""
-        if self.signal == "SIGILL":
+        if self.out_of_memory:
+            hint = (
+                f" It could not allocate memory ({self.out_of_memory[:200].strip()}): choose a smaller context or "
+                "model, fewer layers in GPU memory, or a larger machine."
+            )
+        elif self.signal == "SIGILL":
             hint = " The binary uses instructions that this CPU lacks: take a build for this machine."
         elif self.signal == "SIGKILL":
             hint = " Nobody here sent that: look for the out-of-memory killer or the container's memory limit."

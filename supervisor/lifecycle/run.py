@@ -145,6 +145,8 @@ class Run:
         """Reports the failure of the run; the log's last lines go into the error."""
         if isinstance(error, NotReady | StepFailed | ChildCrashed | ChildUnresponsive) and self.child.pid is not None:
             error.tail = self._pump.tail()
+            if isinstance(error, DiedBeforeReady):
+                error.out_of_memory = self.child.profile.dialect.allocation_failure(error.tail)
         detail = error.summary if isinstance(error, SupervisorError) else describe(error)
         self.supervision.emit(events.Failed(error=type(error).__name__, detail=self.child.redact(detail)))
 

@@ -45,6 +45,11 @@ SAMPLES: list[tuple[SupervisorError, int, list[str]]] = [
         3,
         ["SIGSEGV", "loading", "1.50 s"],
     ),
+    (
+        DiedBeforeReady(exit_code=1, signal=None, during="loading", waited_s=1, out_of_memory="cudaMalloc failed"),
+        3,
+        ["code 1", "could not allocate memory (cudaMalloc failed)", "smaller context"],
+    ),
     (DiedBeforeReady(exit_code=0, signal=None, during="warmup", waited_s=1), 3, ["code 0", "warmup", "printed help"]),
     (DiedBeforeReady(exit_code=None, signal="SIGKILL", during="loading", waited_s=1), 3, ["SIGKILL", "memory"]),
     (DiedBeforeReady(exit_code=None, signal="SIGILL", during="loading", waited_s=1), 3, ["SIGILL", "instructions"]),

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from supervisor import Daemon
 from supervisor.dialect import Dialect, Reading
 from supervisor.engines import PlainServer, embedded
 from supervisor.engines.embedded.program import FLAGS
 from supervisor.engines.help_flags import listed
 from supervisor.engines.llama_cpp import LLAMA_CPP
+from supervisor.errors import DiedBeforeReady
 from supervisor.profile import Profile
 from tools.transcripts import TESTDATA, Exchange, exchange
 
@@ -145,6 +147,18 @@ def test_out_of_memory(dialect: Dialect) -> None:
     """The words of a failed allocation stand in the log of one, and in no other."""
     words = re.compile(dialect.out_of_memory or "")
     assert [name for name in LOG_NAMES if any(map(words.search, log(name)))] == ["out-of-memory"]
+    assert dialect.allocation_failure(log("engine")) is None
+    assert Dialect().allocation_failure(log("out-of-memory")) is None
+
+
+def test_an_engine_that_runs_out_of_memory_says_so() -> None:
+    """The error of a start that failed for want of memory quotes the engine's line and says what to change."""
+    path = TESTDATA / "embedded" / "out-of-memory.log"
+    command = ("/bin/sh", "-c", f"cat {path} >&2; exit 1", "engine", "{port}")
+    with pytest.raises(DiedBeforeReady) as caught:
+        Daemon(Profile(name="engine", command=command, dialect=LLAMA_CPP)).__enter__()
+    assert "insufficient memory (attempted to allocate 11719.50 MB)" in (caught.value.out_of_memory or "")
+    assert "choose a smaller context" in str(caught.value)
 
 
 @pytest.mark.parametrize(
