@@ -30,14 +30,6 @@ class Teardown:
     drained: bool
 
 
-async def plumb(process: Process, pump: LogPump, scope: anyio.CancelScope) -> None:
-    """Drains the pipes and watches for the end until `scope` is cancelled, which should be after the teardown."""
-    with scope:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(pump.run)
-            tasks.start_soon(process.watch)
-
-
 async def teardown(process: Process, pump: LogPump, stop: Stop, *, port: int) -> Teardown:
     """Ends the child and everything that descends from it; the pump and `process.watch` must still be running.
 

@@ -1,4 +1,5 @@
-"""A checkpoint and a restore of a profile in gVisor, on this machine, before a deploy.
+"""A checkpoint and a restore in gVisor, on this machine, before a deploy: of any profile, or of a host's entry.
 
-May import everything below the command line, hooks included; knows no Modal.
+May import loading, engines, hooks and everything below them; knows no host, no engine's dialect and no command line.
+Hosts register how their entries are rehearsed (`entries`). `inside` runs in the sandbox, the rest around it.
 """

@@ -16,7 +16,7 @@ from hooks.contract.findings import telling
 from hooks.contract.step import SnapshotContract
 from hooks.http.answer import BadAnswer
 from hooks.http.ask import ask
-from hooks.http.chat import chat
+from hooks.http.chat import chat, model_of
 from supervisor import events
 from supervisor.child import Child
 from supervisor.errors import SupervisorError
@@ -102,7 +102,17 @@ class _Healing:
 
 
 async def _ask(child: Child, is_model: bool) -> str:
-    """What a user would ask first: a chat, or, of a server that is no model's, its health."""
-    if not is_model:
+    """What a user would ask first: the engine's example, or a chat; of any other server, its health."""
+    dialect = child.profile.dialect
+    if not is_model or (dialect.chat_path is None and dialect.example is None):
         return f"HTTP {(await ask(child, child.profile.health.path)).status}"
-    return (await chat(child, _QUESTION, _MAX_TOKENS, None)).written()
+    if (example := dialect.example) is None:
+        return (await chat(child, _QUESTION, _MAX_TOKENS, None)).written()
+    few = {"max_tokens": _MAX_TOKENS} if "max_tokens" in example.body else {}
+    answer = await ask(child, example.path, {"model": model_of(child), **example.body, **few})
+    if example.path == dialect.completions_path:
+        return answer.text({"text": answer.choice().get("text")})
+    if example.path == dialect.chat_path:
+        return answer.written()
+    answer.data()  # it must be a good answer; its content is nothing to show
+    return f"HTTP {answer.status}"

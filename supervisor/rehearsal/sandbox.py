@@ -21,8 +21,9 @@ import anyio
 from supervisor.errors import SupervisorError
 from supervisor.linux.processes import COOKIE
 from supervisor.logs.pump import LogPump, Stream
+from supervisor.process.managed import managed
 from supervisor.process.process import Process
-from supervisor.process.teardown import plumb, teardown
+from supervisor.process.teardown import teardown
 from supervisor.profile import LogLimits, Stop
 from supervisor.redact import Redactor
 from supervisor.rehearsal.bundle import Mount, Program
@@ -162,24 +163,12 @@ class Sandbox:
             on_line=lambda stream, _, line: on_line(stream, line),
             on_dropped=lambda _lines, _bytes: None,
         )
-        failure: Exception | None = None
-        try:
-            async with anyio.create_task_group() as tasks:
-                plumbing = anyio.CancelScope(shield=True)
-                tasks.start_soon(plumb, process, pump, plumbing)
-                try:
-                    yield Running(argv[0], process, pump)
-                except Exception as error:  # noqa: BLE001  raised again below, outside the group
-                    failure = error
-                finally:
-                    try:
-                        await teardown(process, pump, _STOP, port=0)
-                    finally:
-                        plumbing.cancel()
-        finally:
-            process.close()
-        if failure is not None:
-            raise failure
+
+        async def end(_: Exception | None) -> None:
+            await teardown(process, pump, _STOP, port=0)
+
+        async with managed(process, pump, end):
+            yield Running(argv[0], process, pump)
 
 
 class Running:

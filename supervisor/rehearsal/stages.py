@@ -2,8 +2,8 @@
 
     starting, ready, sealed | checkpoint and restore | restored, resumed, answered, stopped; or failed, at any point
 
-A Modal entry is `deployed` between the first two, which is no part of a cold start. Between `sealed` and `restored` the
-program waits for the file `restored.json` in the folder that both sides see, as Modal's entrypoint waits for its own.
+The entry of a host is `deployed` between the first two, which is no part of a cold start. Between `sealed` and
+`restored` the program waits for the file `restored.json` in the folder that both sides see.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from supervisor.errors import SupervisorError
+from supervisor.timing.racing import race
 
 if TYPE_CHECKING:
     from supervisor.rehearsal.sandbox import Running
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Stage", "StageFailed", "Stages", "await_restore", "let_go", "tell"]
 
 _RESTORED: Final = "restored.json"
-_POLL_S: Final = 0.01  # Modal's own
+_POLL_S: Final = 0.01
 
 
 def tell(stage: str, **fields: Any) -> None:
@@ -104,17 +105,16 @@ class Stages:
             StageFailed: the program says that it failed.
             SandboxUnavailable, SandboxFailed: the sandbox ended before.
         """
-        async with anyio.create_task_group() as tasks:
 
-            async def until_ended() -> None:
-                await running.ended.wait()
-                await running.drained()
-                tasks.cancel_scope.cancel()
+        async def until_ended() -> None:
+            await running.ended.wait()
+            await running.drained()
 
-            tasks.start_soon(until_ended)
+        async def until_reached() -> None:
             while not self.reached.keys() & {name, "failed"}:
                 await self._news.wait()
-            tasks.cancel_scope.cancel()
+
+        await race(until_ended, until_reached)
         if (failed := self.reached.get("failed")) is not None:
             raise StageFailed(**failed.fields)
         if name not in self.reached:

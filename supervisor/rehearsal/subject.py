@@ -55,9 +55,14 @@ class Subject:
 
 
 def prepared(profile: Profile, hooks: Hooks, request: RehearsalRequest) -> tuple[Profile, Hooks]:
-    """The profile and hooks as a host that snapshots has them: contract and golden answer unless they are there."""
+    """The profile and hooks as a host that snapshots has them.
+
+    Contract and golden answers are added unless they are there or were switched off; an answer about a picture where a
+    picture is part of the warmup. A profile that never restarts may be replaced once at the resume.
+    """
     from hooks.contract.step import SnapshotContract
     from hooks.golden.step import goldens
+    from hooks.warmup import Image
 
     profile = replace(profile, weights=_files(profile))
     if profile.restart.policy == "never":
@@ -65,7 +70,7 @@ def prepared(profile: Profile, hooks: Hooks, request: RehearsalRequest) -> tuple
     before = [step for step in hooks.before_seal if not _is_off(step, request)]
     after = [step for step in hooks.after_resume if not _is_off(step, request)]
     if request.golden and hooks.warmup and not any(map(is_golden, before)):
-        pairs = goldens(mmproj="--mmproj" in profile.command)
+        pairs = goldens(mmproj=any(isinstance(step, Image) for step in hooks.warmup))
         before = [*before, *(golden.record for golden in pairs)]
         after = [*(golden.replay for golden in pairs), *after]
     if request.contract and not any(isinstance(step, SnapshotContract) for step in before):
