@@ -18,6 +18,7 @@ from modal_entry.pipeline.manifest import BuildId, Manifest
 from modal_entry.pipeline.releases import Releases
 from modal_entry.rehearsal.container import Container
 from modal_entry.rehearsal.control_plane import ControlPlane
+from modal_entry.serving.deployment import Deployment
 from modal_entry.serving.pinned import Pinned
 from support import DATA, FAKE, free_port
 
@@ -47,6 +48,16 @@ def write_build(builds: Path, tag: str, command: str) -> Path:
     script.rename(folder / "llama-server")
     manifest.write(folder)
     return folder
+
+
+def filled(home: Path, sheet: Deployment) -> dict[str, Path]:
+    """Volumes on which a deploy finds what it looks for: a promoted build, and the marker of the weights."""
+    build = write_build(home / "builds", sheet.llama_cpp_tag, "#!/bin/sh\n")
+    Releases(root=home / "builds", environment="main", app=sheet.app).promote(build.name)
+    folder = home / "models" / sheet.name / sheet.revision
+    folder.mkdir(parents=True)
+    Marker.of(folder, (), repo=sheet.repo, revision=sheet.revision, commit="c0ffee").save(folder)
+    return {"llama-models": home / "models", "llama-cpp-builds": home / "builds"}
 
 
 class Host:

@@ -13,15 +13,12 @@ from types import ModuleType
 
 import pytest
 
-from fakes.modal_host import APP, KEY, Host, server_pid, write_build
-from hooks.artifacts.marker import Marker
+from fakes.modal_host import APP, KEY, Host, filled, server_pid
 from modal_entry import gemma as gemma_entry
 from modal_entry import qwen3 as qwen3_entry
-from modal_entry.pipeline.releases import Releases
 from modal_entry.rehearsal.container import run
 from modal_entry.rehearsal.control_plane import ControlPlane
 from modal_entry.rehearsal.programs import Cli, deploy
-from modal_entry.serving.deployment import Deployment
 from support import ROOT, alive, until
 from tools.serve import running_fake
 
@@ -35,16 +32,6 @@ SECRETS = {
 
 
 GEMMA = gemma_entry.SHEET
-
-
-def filled(home: Path, sheet: Deployment) -> dict[str, Path]:
-    """Volumes on which a deploy finds what it looks for: a promoted build, and the marker of the weights."""
-    build = write_build(home / "builds", sheet.llama_cpp_tag, "#!/bin/sh\n")
-    Releases(root=home / "builds", environment="main", app=sheet.app).promote(build.name)
-    folder = home / "models" / sheet.name / sheet.revision
-    folder.mkdir(parents=True)
-    Marker.of(folder, (), repo=sheet.repo, revision=sheet.revision, commit="c0ffee").save(folder)
-    return {"llama-models": home / "models", "llama-cpp-builds": home / "builds"}
 
 
 # Deploy
