@@ -11,9 +11,7 @@ import modal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Modal imports this file from wherever it was called
 
 from modal_entry.pipeline import functions as pipeline
-from modal_entry.serving import images
-from modal_entry.serving.deployment import Deployment
-from modal_entry.serving.server import Server
+from modal_entry.serving import Deployment, Server, images
 
 SHEET = Deployment(
     app="qwen3",

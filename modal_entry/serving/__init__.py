@@ -2,3 +2,8 @@
 
 May import hooks and supervisor, inside functions only: Modal reads these modules at every deploy and container start.
 """
+
+from modal_entry.serving.deployment import Deployment
+from modal_entry.serving.server import Server
+
+__all__ = ["Deployment", "Server"]

@@ -13,9 +13,9 @@ __all__ = ["BUILDS", "BUILDS_NAME", "MODELS", "MODELS_NAME", "builds_volume", "m
 MODELS_NAME: Final = "llama-models"
 BUILDS_NAME: Final = "llama-cpp-builds"
 
-MODELS: Final = Path("/models")
-BUILDS: Final = Path("/llama-build")
-"""Where containers have them."""
+MODELS: Final = Path(os.environ.get("WARMBOOT_MODELS_PATH") or "/models")
+BUILDS: Final = Path(os.environ.get("WARMBOOT_BUILDS_PATH") or "/llama-build")
+"""Where containers have them; the variables are for tests, which may not write to the root."""
 
 
 def volumes_environment() -> str:

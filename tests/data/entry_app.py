@@ -1,22 +1,17 @@
-"""An entry whose paths and port a test chooses; the binary is whatever the build folder holds."""
+"""An entry whose port a test chooses; the binary is whatever the build folder holds."""
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import modal
 
 from modal_entry.pipeline import functions as pipeline
+from modal_entry.serving import Deployment, Server, images
 from modal_entry.serving import deployment as sheets
-from modal_entry.serving import images, volumes
-from modal_entry.serving.deployment import Deployment
-from modal_entry.serving.server import Server
 
 sheets.PORT = int(os.environ.get("ENTRY_PORT", "8000"))  # type: ignore[misc]
-volumes.MODELS = Path(os.environ.get("ENTRY_MODELS", "/models"))  # type: ignore[misc]
-volumes.BUILDS = Path(os.environ.get("ENTRY_BUILDS", "/llama-build"))  # type: ignore[misc]
 
 SHEET = Deployment(
     app="entry",

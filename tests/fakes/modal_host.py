@@ -82,8 +82,8 @@ class Host:
         pinned = Pinned(build=BuildId.of(build), commit="main", weights_sha256=marker.content_sha256)
         self.env = {
             "ENTRY_PORT": str(self.port),
-            "ENTRY_MODELS": str(home / "models"),
-            "ENTRY_BUILDS": str(home / "builds"),
+            "WARMBOOT_MODELS_PATH": str(home / "models"),
+            "WARMBOOT_BUILDS_PATH": str(home / "builds"),
             "API_KEY": KEY,
             **pinned.variables(),  # as if this host had been deployed
         }

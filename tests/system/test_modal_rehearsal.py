@@ -94,6 +94,7 @@ def rehearsing(
     argv = [sys.executable, "-m", "modal_entry.rehearsal.inside", str(entry), "--exchange", str(exchange)]
     argv += [word for name, value in given.items() for word in ("--env", f"{name}={value}")]
     env = {name: value for name, value in os.environ.items() if name != "API_KEY"} | dict(own or {})
+    env |= {name: value for name, value in given.items() if name.endswith("_PATH")}  # in the place of mounts
     with subprocess.Popen(
         argv, cwd=home, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -111,7 +112,7 @@ def rehearsing(
 def variant(folder: Path, body: str) -> Path:
     """The test's entry, its class with more in it."""
     entry = folder / "variant.py"
-    entry.write_text(APP.read_text().replace("    model = MODEL\n", f"    model = MODEL\n{body}"))
+    entry.write_text(APP.read_text().replace("    deployment = SHEET\n", f"    deployment = SHEET\n{body}"))
     return entry
 
 
@@ -369,7 +370,7 @@ def test_any_secret_exists_when_told_so(tmp_path: Path) -> None:
     """A plane with `any_secret` takes a deploy that asks for secrets it was never told of, and keeps their keys."""
     from modal_entry.rehearsal.programs import deploy
 
-    with ControlPlane(any_secret=True) as plane:
+    with ControlPlane(any_secret=True, folders=Host.of_fake(tmp_path / "volumes").folders) as plane:
         cli = deploy(plane, str(APP), cwd=tmp_path)
         assert cli.returncode == 0, cli.output
         (function,) = [function for function in plane.app().functions.values() if function.is_server]
@@ -384,8 +385,8 @@ def test_weights_of_an_entry() -> None:
 
     for _ in range(2):
         assert weights_of(Path(gemma.__file__)) == (
-            Path("/models/gemma-4-26b-a4b/gemma-4-26B-A4B-it-UD-Q4_K_XL.gguf"),
-            Path("/models/gemma-4-26b-a4b/mmproj-F32.gguf"),
+            Path("/models/gemma-4-26b-a4b/main/gemma-4-26B-A4B-it-UD-Q4_K_XL.gguf"),
+            Path("/models/gemma-4-26b-a4b/main/mmproj-F32.gguf"),
         )
 
 
@@ -417,6 +418,6 @@ def test_what_is_no_entry_is_refused(tmp_path: Path, source: str | None, words: 
 def test_a_base_class_in_the_entry_is_no_second_server(tmp_path: Path) -> None:
     """Only the last of a chain of classes is the entry's server."""
     path = tmp_path / "chain.py"
-    text = APP.read_text().replace("@app.server(", "class Base(serving.Server):\n    pass\n\n\n@app.server(")
-    path.write_text(text.replace("class Entry(serving.Server)", "class Entry(Base)"))
+    text = APP.read_text().replace("@app.server(", "class Base(Server):\n    pass\n\n\n@app.server(")
+    path.write_text(text.replace("class Entry(Server)", "class Entry(Base)"))
     assert [file.name for file in weights_of(path)] == ["model.gguf"]

@@ -121,7 +121,7 @@ def test_staging_has_a_pointer_of_its_own_and_the_same_volumes(plane: ControlPla
 
 def container(plane: ControlPlane, host: Host) -> Container:
     """A container of what was deployed: nothing but paths, port and key comes from here."""
-    env = {name: value for name, value in host.env.items() if not name.startswith("WARMBOOT_")}
+    env = {name: value for name, value in host.env.items() if name not in ("WARMBOOT_BUILD", "WARMBOOT_WEIGHTS")}
     return Container(plane, "Entry", host.home, env=env)
 
 
