@@ -30,7 +30,7 @@ __all__ = ["Container", "HookFailed", "run"]
 
 R = TypeVar("R")
 
-# gVisor's /proc does not tell; the entrypoint listens a few ms after the registration.
+# gVisor's /proc does not show handlers; the entrypoint listens a few ms after the registration.
 _SOON_LISTENS_S: Final = 0.5
 
 
@@ -192,7 +192,7 @@ class Container(Process):
         return self.plane.seen(rpc, self.task_id)
 
     def _handles(self, number: signal.Signals) -> bool | None:
-        """Whether it catches a signal; None: /proc does not tell."""
+        """Whether it catches a signal; None: /proc does not show it."""
         try:
             status = Path(f"/proc/{self.pid}/status").read_text()
         except (FileNotFoundError, ProcessLookupError):

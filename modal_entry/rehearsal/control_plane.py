@@ -65,7 +65,7 @@ class Call:
 
 @dataclass(slots=True)
 class App:
-    """What one app told the control plane; `published` is set once its deployment is complete."""
+    """What the control plane knows of one app; `published` is set once its deployment is complete."""
 
     app_id: str
     name: str
@@ -75,7 +75,7 @@ class App:
 
 
 class ControlPlane(AbstractContextManager["ControlPlane"]):
-    """The server, on a thread of its own, and the record of all that it was told.
+    """The server, on a thread of its own, and the record of all requests.
 
     Args:
         secrets: Names of the secrets that exist, each with its keys.
@@ -337,7 +337,7 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
         return pb.FunctionGetOutputsResponse(idxs=[0], outputs=[item], num_unfinished_inputs=0)
 
     def layout(self, app: App) -> pb.AppLayout:
-        """The objects of an app, as a container or a second deploy is told them."""
+        """The objects of an app, as a container or a second deploy receives them."""
         functions = [
             pb.Object(object_id=app.function_ids[name], function_handle_metadata=_handle_metadata(function))
             for name, function in app.functions.items()

@@ -37,7 +37,7 @@ from supervisor.errors import ProfileError, SupervisorError
 from supervisor.loading import variables
 from supervisor.redact import Redactor, Secret
 from supervisor.rehearsal.log import LoggedEvent, for_people
-from supervisor.rehearsal.stages import await_restore, tell
+from supervisor.rehearsal.stages import announce, await_restore
 
 __all__ = ["modal_inside"]
 
@@ -51,7 +51,7 @@ _EXIT_S: Final = 30.0  # on top of the grace period, which is the exit hook's
 
 
 def modal_inside(entry: Path, exchange: Path, given: Mapping[str, str]) -> int:
-    """Runs the whole life, telling its stages; returns the exit code.
+    """Runs the whole life, announcing its stages; returns the exit code.
 
     Args:
         entry: the file with the one `@app.server` class.
@@ -59,7 +59,7 @@ def modal_inside(entry: Path, exchange: Path, given: Mapping[str, str]) -> int:
         given: variables for the deploy and the container, values of secrets among them.
     """
     during, redact = "start", Redactor(())
-    tell("starting")
+    announce("starting")
     _to_stderr("rehearsal: `modal deploy` to a control plane in the sandbox; nothing leaves this machine")
     try:
         with (
@@ -67,33 +67,33 @@ def modal_inside(entry: Path, exchange: Path, given: Mapping[str, str]) -> int:
             ControlPlane(any_secret=True, folders={BUILDS_NAME: BUILDS, MODELS_NAME: MODELS}) as plane,
         ):
             function = _deployed(plane, entry, Path(name), given)
-            tell("deployed")
+            announce("deployed")
             secrets = _secret_values(plane, function, given)
             redact = Redactor(Secret(value, name=key) for key, value in secrets.items())
             env, log = {**given, **secrets, **_JSON_LOG}, _Log()
             start_s, stop_s = function.http_config.startup_timeout, function.http_config.exit_grace_period + _EXIT_S
             with Container(plane, function.function_name, Path(name), env=env, on_line=log) as container:
                 container.await_unless_failed(lambda: log.has("child.ready"), start_s, "child.ready")
-                tell("ready")
+                announce("ready")
                 during, began = "seal", time.monotonic()
                 container.checkpoint(start_s)
-                tell("sealed", took_s=time.monotonic() - began)
+                announce("sealed", took_s=time.monotonic() - began)
                 changed = await_restore(exchange)
                 # Every limit from here on begins here: the clock has jumped.
-                tell("restored")
+                announce("restored")
                 during, began, before = "resume", time.monotonic(), len(log.events)
                 container.restore(task_id=plane.new_id("ta"), **_carried(changed))
                 container.registered(start_s)
                 took_s = time.monotonic() - began
                 healed, reason = _healing(container, log, before)
-                tell("resumed", took_s=took_s, healed=healed, reason=reason)
+                announce("resumed", took_s=took_s, healed=healed, reason=reason)
                 during, began = "answer", time.monotonic()
                 text = anyio.run(_ask, function.http_config.port, secrets[_KEY])
-                tell("answered", took_s=time.monotonic() - began, text=redact(text))
+                announce("answered", took_s=time.monotonic() - began, text=redact(text))
                 during = "stop"
                 container.listening()
                 took_s = _stop(container, stop_s)
-            tell("stopped", took_s=took_s)
+            announce("stopped", took_s=took_s)
     except (SupervisorError, BadAnswer, AuthError) as error:
         return _failed(during, error, redact)
     except Exception as error:  # noqa: BLE001  whatever it is, the other side must hear of it
@@ -198,7 +198,7 @@ def _failed(during: str, error: Exception, redact: Redactor) -> int:
         cause = getattr(errors, kind, None)
         status = cause.cli_status if isinstance(cause, type) and issubclass(cause, SupervisorError) else 1
     point = re.match(r"(\w+) step '", detail) if kind == "StepFailed" else None
-    tell("failed", during=during, error=kind, detail=redact(detail), point=point and point[1], status=status)
+    announce("failed", during=during, error=kind, detail=redact(detail), point=point and point[1], status=status)
     return int(status)
 
 

@@ -124,7 +124,7 @@ class Process(AbstractContextManager["Process"]):
 
     def _watch(self) -> None:
         self._process.wait()
-        self._pumping.join(_REST_S)  # its last words are what tells why
+        self._pumping.join(_REST_S)  # its last lines say why
         with self.plane.news:
             self.ended = True
             self.plane.news.notify_all()

@@ -24,7 +24,7 @@ from supervisor.lifecycle.daemon import Daemon
 from supervisor.logs.sink import Sink
 from supervisor.profile import Profile
 from supervisor.rehearsal.request import RehearsalRequest
-from supervisor.rehearsal.stages import await_restore, tell
+from supervisor.rehearsal.stages import announce, await_restore
 from supervisor.rehearsal.subject import prepared
 from supervisor.steps import Hooks, Observer, Step
 
@@ -35,33 +35,33 @@ _MAX_TOKENS: Final = 16
 
 
 def inside(profile: Profile, hooks: Hooks, request: RehearsalRequest, exchange: Path) -> int:
-    """Runs the whole life, telling its stages; returns the exit code."""
+    """Runs the whole life, announcing its stages; returns the exit code."""
     profile, hooks = prepared(profile, hooks, request)
     healing = _Healing()
     during = "start"
     with Sink(sys.stderr, "json") as sink:  # read by the program outside
-        before_seal = tuple(_telling(step, sink) for step in hooks.before_seal)
+        before_seal = tuple(_with_findings(step, sink) for step in hooks.before_seal)
         observers: tuple[Observer, ...] = (*hooks.observers, sink, healing)
         daemon = Daemon(profile, replace(hooks, before_seal=before_seal, observers=observers))
         try:
-            tell("starting")
+            announce("starting")
             daemon.start()
-            tell("ready")
+            announce("ready")
             during, began = "seal", time.monotonic()
             daemon.seal()
-            tell("sealed", took_s=time.monotonic() - began)
+            announce("sealed", took_s=time.monotonic() - began)
             os.environ.update(await_restore(exchange))
-            tell("restored")
+            announce("restored")
             healing.reason = ""  # a restart before is another matter
             during, began = "resume", time.monotonic()
             daemon.resume()
-            tell("resumed", took_s=time.monotonic() - began, healed=bool(healing.reason), reason=healing.reason)
+            announce("resumed", took_s=time.monotonic() - began, healed=bool(healing.reason), reason=healing.reason)
             during, began = "answer", time.monotonic()
             text = anyio.run(_ask, daemon.supervised.child, bool(hooks.warmup))
-            tell("answered", took_s=time.monotonic() - began, text=text)
+            announce("answered", took_s=time.monotonic() - began, text=text)
             during, began = "stop", time.monotonic()
             daemon.stop()
-            tell("stopped", took_s=time.monotonic() - began)
+            announce("stopped", took_s=time.monotonic() - began)
         except Exception as error:  # noqa: BLE001  whatever it is, the other side must hear of it
             daemon.stop()
             if not isinstance(error, SupervisorError | BadAnswer):
@@ -72,13 +72,13 @@ def inside(profile: Profile, hooks: Hooks, request: RehearsalRequest, exchange: 
             detail = first + (error.summary if isinstance(error, SupervisorError) else str(error))
             status = error.cli_status if isinstance(error, SupervisorError) else 4
             kind, point = type(error).__name__, getattr(error, "point", None)
-            tell("failed", during=during, error=kind, detail=detail, point=point, status=status)
+            announce("failed", during=during, error=kind, detail=detail, point=point, status=status)
             return status
     return 0
 
 
-def _telling(step: Step, sink: Sink) -> Step:
-    """The contract, made to tell what it finds also when that is no error."""
+def _with_findings(step: Step, sink: Sink) -> Step:
+    """The contract as a Step that writes its warnings to the log too; any other Step as it is."""
     if not isinstance(step, SnapshotContract) or step.on_findings is not None:
         return step
     return replace(step, on_findings=telling(sink.say))

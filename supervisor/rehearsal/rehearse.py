@@ -17,7 +17,7 @@ from supervisor.rehearsal.drift import drifted_env, staged
 from supervisor.rehearsal.report import RehearsalReport
 from supervisor.rehearsal.request import RehearsalRequest
 from supervisor.rehearsal.sandbox import Sandbox, SandboxUnavailable
-from supervisor.rehearsal.stages import StageFailed, Stages, let_go
+from supervisor.rehearsal.stages import StageFailed, Stages, release
 from supervisor.rehearsal.subject import EXCHANGE, Subject
 
 __all__ = ["rehearse"]
@@ -94,7 +94,7 @@ async def _rehearse(
         report.strays = await anyio.to_thread.run_sync(subject.strays, sandbox.image)
         await anyio.to_thread.run_sync(drift)
         await anyio.sleep(max(0.0, request.suspended_s - (time.monotonic() - saved)))
-        let_go(exchange, drifted_env(request.drift, subject.key_variable))
+        release(exchange, drifted_env(request.drift, subject.key_variable))
         report.restore_began = time.monotonic()
         report.suspended_s = report.restore_began - saved
         try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["BROKEN", "TIMERS", "RehearsalReport", "is_golden"]
 
 _GOLDEN: Final = (" record", " replay")  # ends the names of golden Steps
-_SIGNALLED: Final = 128  # exit codes above it tell a signal
+_SIGNALLED: Final = 128  # exit codes above it mean a signal
 TIMERS: Final = (events.ChildUnresponsive.name,)
 """Events of timers that a jump of the clock could set off."""
 BROKEN: Final = 5  # the exit code: a snapshot of this server cannot be trusted
@@ -199,7 +199,7 @@ class RehearsalReport:
         return [row for row in rows if row[1]]
 
     def _failure(self) -> str:
-        # What the contract's own row tells in full is not told twice.
+        # The contract's own row has it in full already.
         return "refused at the seal" if self.point == "before_seal" else self.failure
 
     def _contract(self) -> tuple[str, str]:

@@ -47,7 +47,7 @@ OnLine = Callable[[Stream, str], None]
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class SandboxUnavailable(SupervisorError):
-    """This machine has no sandbox for us; nothing was started."""
+    """This machine cannot run a sandbox; nothing was started."""
 
     cli_status = 2
     reason: str
@@ -59,7 +59,7 @@ class SandboxUnavailable(SupervisorError):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class SandboxFailed(SupervisorError):
-    """`runsc` could not do what it was told to, or the sandbox ended by itself."""
+    """A command of `runsc` failed, or the sandbox ended by itself."""
 
     what: str
     exit_code: int | None

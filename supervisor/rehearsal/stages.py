@@ -1,4 +1,4 @@
-"""What the program in the sandbox tells the one outside: one JSON object a line on stdout, a stage each.
+"""Stages of a rehearsal, which the program in the sandbox announces: one JSON object a line on stdout.
 
     starting, ready, sealed | checkpoint and restore | restored, resumed, answered, stopped; or failed, at any point
 
@@ -23,14 +23,14 @@ from supervisor.timing.racing import race
 if TYPE_CHECKING:
     from supervisor.rehearsal.sandbox import Running
 
-__all__ = ["Stage", "StageFailed", "Stages", "await_restore", "let_go", "tell"]
+__all__ = ["Stage", "StageFailed", "Stages", "announce", "await_restore", "release"]
 
 _RESTORED: Final = "restored.json"
 _POLL_S: Final = 0.01
 
 
-def tell(stage: str, **fields: Any) -> None:
-    """Inside: says that a stage is reached."""
+def announce(stage: str, **fields: Any) -> None:
+    """Inside: announces that a stage is reached."""
     sys.stdout.write(json.dumps({"stage": stage, **fields}) + "\n")
     sys.stdout.flush()
 
@@ -43,8 +43,8 @@ def await_restore(exchange: Path) -> dict[str, str]:
     return changed
 
 
-def let_go(exchange: Path, env: dict[str, str]) -> None:
-    """Outside: the sandbox is restored, or about to be; its program goes on."""
+def release(exchange: Path, env: dict[str, str]) -> None:
+    """Outside: lets the program in the sandbox go on after `await_restore`, with what changed in the environment."""
     draft = exchange / f"{_RESTORED}.draft"
     draft.write_text(json.dumps({"env": env}), encoding="utf-8")
     draft.rename(exchange / _RESTORED)
