@@ -125,7 +125,8 @@ class Health:
     Attributes:
         path: polled with GET.
         accept: judges status *and* body; the default takes any of 200 to 299.
-        model_id: what `identity_path` must list (OpenAI's `data[].id`, or an alias); None: not checked.
+        model_id: the model's name for clients; the dialect's list of models must have it before the server counts as
+            up. None: not checked.
         ready_pattern: a log line that matches makes the next probe happen at once; never proof by itself.
         poll_min_s, poll_max_s: probes start at the first interval and slow down to the second; None: to 0.045 without a
             `ready_pattern`, to 0.5 with one, because then the log line wakes the poll (20 probes a second cost 3 to
@@ -136,7 +137,6 @@ class Health:
     path: str = "/health"
     accept: Accept = accept_2xx
     model_id: str | None = None
-    identity_path: str = "/v1/models"
     ready_pattern: str | None = None
     poll_min_s: float = 0.01
     poll_max_s: float | None = None
@@ -145,7 +145,6 @@ class Health:
     def __post_init__(self) -> None:
         _url_path("health.path", self.path)
         require(callable(self.accept), "health.accept", self.accept, "a function of status and body")
-        _url_path("health.identity_path", self.identity_path)
         named = self.model_id is None or (isinstance(self.model_id, str) and bool(self.model_id.strip()))
         require(named, "health.model_id", self.model_id, "not blank")
         _pattern("health.ready_pattern", self.ready_pattern)

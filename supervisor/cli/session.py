@@ -18,6 +18,7 @@ from supervisor import events
 from supervisor.cli.exits import account, only_part
 from supervisor.cli.notify import Notifier
 from supervisor.cli.signals import Signals
+from supervisor.dialect import Request
 from supervisor.errors import SupervisorError
 from supervisor.events import Event
 from supervisor.lifecycle.supervise import supervise
@@ -25,6 +26,7 @@ from supervisor.logs.sink import LogFormat, Sink, clean
 from supervisor.profile import Profile
 from supervisor.steps import Hooks, Observer
 
+_CHAT: Final = {"messages": [{"role": "user", "content": "Write one sentence about the sea."}], "max_tokens": 48}
 _FLUSH_S: Final = 1.0  # for the last line, on a terminal or pipe that may be blocked
 
 
@@ -117,16 +119,15 @@ class Summary:
                 )
 
     def _curl(self, url: str) -> str:
-        if not self._warmups and self._profile.health.model_id is None:
+        """Return a command that shows something sensible: the engine's example, a chat, or the health of no model."""
+        dialect, model_id = self._profile.dialect, self._profile.health.model_id
+        example = dialect.example or (Request(path=dialect.chat_path, body=_CHAT) if dialect.chat_path else None)
+        if example is None or not (self._warmups or model_id):
             return f"curl -s {url}{self._profile.health.path}"
-        body = {
-            "model": self._profile.health.model_id or "default",
-            "messages": [{"role": "user", "content": "Write one sentence about the sea."}],
-            "max_tokens": 48,
-        }
+        body = {"model": model_id or "default", **example.body}
         key = ' -H "Authorization: Bearer $%s"' % (self._key_variable or "API_KEY") if self._profile.api_key else ""
         data = shlex.quote(json.dumps(body))
-        return f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {data}"
+        return f"curl -s {url}{example.path} -H 'Content-Type: application/json'{key} -d {data}"
 
 
 def _exit_entry(status: int, error: Exception | None, detail: str, took_s: float) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 
 from supervisor.child import Child
-from supervisor.dialect import openai_models
 from supervisor.errors import PortTaken, WrongModel
 from supervisor.linux import processes
 from supervisor.readiness.probe import NotUp, Why, get, out_of_resources
@@ -53,26 +52,26 @@ async def check_owner(child: Child) -> NotUp | None:
 
 
 async def check_model(client: httpx.AsyncClient, child: Child) -> NotUp | None:
-    """Makes sure that the server lists the profile's model, if the profile names one.
+    """Make sure that the server lists the profile's model, if the profile names one and the engine lists its models.
 
     Raises:
         WrongModel: it lists others, or none, or refuses to tell.
     """
-    health = child.profile.health
-    if health.model_id is None:
+    wanted, models = child.profile.health.model_id, child.profile.dialect.models
+    if wanted is None or models is None:
         return None
-    answer = await get(client, child, health.identity_path)
+    answer = await get(client, child, models.path)
     if isinstance(answer, NotUp):
-        return NotUp(why=answer.why, detail=f"{health.identity_path}: {answer.detail}")
+        return NotUp(why=answer.why, detail=f"{models.path}: {answer.detail}")
     status, body = answer
     if status in (401, 403, 404):
-        seen = f"{health.identity_path} answers HTTP {status}"
+        seen = f"{models.path} answers HTTP {status}"
     elif status != 200:
-        return NotUp(why=Why.NOT_YET, detail=f"{health.identity_path}: HTTP {status}")
+        return NotUp(why=Why.NOT_YET, detail=f"{models.path}: HTTP {status}")
+    elif (names := models.read(body)) is None:
+        seen = f"{models.path} answers with something that is no list of models"
+    elif wanted in names:
+        return None
     else:
-        models = child.profile.dialect.models
-        names = (models.read if models else openai_models)(body) or ()
-        if health.model_id in names:
-            return None
         seen = f"it lists {', '.join(map(repr, sorted(names))) or 'no model'}"
-    raise WrongModel(wanted=health.model_id, seen=child.redact(seen), waited_s=0.0)
+    raise WrongModel(wanted=wanted, seen=child.redact(seen), waited_s=0.0)

@@ -49,7 +49,7 @@ class UsageError(ValueError):
 
 
 def help_text() -> str:
-    """The flags, laid out as llama-server does."""
+    """Return the flags, laid out as llama-server does."""
     rows = ((f"{', '.join(names.split())} {value}".rstrip(), text) for names, value, text in FLAGS)
     return "usage: python -m supervisor.engines.embedded --model FILE [flags]\n\n" + "".join(
         f"{left:<40}{text}\n" for left, text in rows
@@ -57,7 +57,7 @@ def help_text() -> str:
 
 
 def parse(argv: list[str]) -> dict[str, str]:
-    """The command line as flag -> value, by the flag's long name; `""` for a flag without one."""
+    """Return the command line as flag -> value, by the flag's long name; `""` for a flag without one."""
     known = {name: (names.split()[-1], bool(value)) for names, value, _ in FLAGS for name in names.split()}
     given: dict[str, str] = {}
     words = iter(argv)
@@ -72,7 +72,7 @@ def parse(argv: list[str]) -> dict[str, str]:
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Serves until SIGTERM or SIGINT, then exits 0; exits 1 after one line on stderr when it cannot serve."""
+    """Serve until SIGTERM or SIGINT, then exits 0; exits 1 after one line on stderr when it cannot serve."""
     try:
         given = parse(sys.argv[1:] if argv is None else argv)
         if "--help" in given:
@@ -109,12 +109,14 @@ def _serve(engine: Any, given: dict[str, str]) -> NoReturn:
     sys.stderr.write(f"serving on {server.listening_address}\n")
     sys.stderr.flush()
     os.read(awake, 1)
-    os._exit(0)  # the server's destructor takes 0.1 s when idle, and for ever while an answer is under way
+    os._exit(0)  # the server's destructor takes 0.1 s when idle, and never ends while an answer is under way
 
 
 def _params(engine: Any, given: dict[str, str]) -> Any:
     if "--model" not in given:
-        raise UsageError("--model is required: without one the engine would be a router, green and empty")
+        raise UsageError(
+            "--model is required: without one the engine would be a router, which is up and serves no model"
+        )
     params = engine.CommonParams()
     params.model.path = given["--model"]
     params.mmproj.path = given.get("--mmproj", "")

@@ -17,7 +17,8 @@ __all__ = ["OWNED", "OWNER", "REMOVED", "UNREACHABLE", "capabilities", "flag_of"
 REMOVED: Final = "the argument has been removed"
 """llama.cpp goes on listing some flags after their removal, to say with these words what took their place."""
 
-# Flags that a setting stands for, the spelling that is emitted first: given twice, the later one would win unseen.
+# The flags that belong to a setting, first the spelling that is used. They are refused among the extra arguments,
+# because of two equal flags llama-server silently takes the later one.
 OWNED: Final = {
     "model": "--model -m -mu --model-url -dr --docker-repo -hf -hfr --hf-repo -hff --hf-file --models-dir --models-max "
     "--models-preset --models-preset-hf --models-autoload --no-models-autoload",

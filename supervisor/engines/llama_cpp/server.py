@@ -36,7 +36,7 @@ _COUNTS: Final = {  # setting -> lowest value
 _TAIL_LINES: Final = 60  # the backtrace of an abort in CUDA alone has more than 20
 _REQUIRED: Final = ("ctx_size", "slots")
 _HIDDEN: Final = ("LLAMA_API_KEY", "LLAMA_ARG_MODEL", "LLAMA_ARG_LOAD_MODE")
-_DISGUISE: Final = "free of LLAMA_ARG_* variables, which change the configuration unseen"
+_ARG_VARIABLES: Final = "free of LLAMA_ARG_* variables, which set flags that this command line does not show"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +58,10 @@ class LlamaServer:
         load: `no-mmap` reads the weights into memory, so that a snapshot holds them; `mmap` maps the file.
         api_key: travels in the environment, never in argv.
         open_access: serving without a key is meant.
-        env: more variables of the child, though none of the `LLAMA_ARG_*`, which are settings in disguise.
+        env: more variables of the child, though none of the `LLAMA_ARG_*`, which set flags: use the settings.
         inherit_env: names or shell patterns of the host's variables that the child gets.
         extra_args: other flags of llama-server, as separate arguments.
-        timeouts, stop, restart, liveness: parts of the profile; liveness is given the server's counters.
+        timeouts, stop, restart, liveness: parts of the profile; liveness gets the server's counters unless it has some.
         name: the profile's; default: the alias.
 
     Raises:
@@ -127,11 +127,11 @@ class LlamaServer:
             require(not self.open_access, "open_access", True, "False when an api_key is set")
         for variable in self.env:
             require(variable != "LLAMA_API_KEY", "env", variable, "given as api_key, which probes and Steps then send")
-            disguised = variable.startswith("LLAMA_ARG_")
-            require(not disguised, "env", variable, f"{_DISGUISE}; use the setting or extra_args")
+            sets_flag = variable.startswith("LLAMA_ARG_")
+            require(not sets_flag, "env", variable, f"{_ARG_VARIABLES}; use the setting or extra_args")
         for pattern in self.inherit_env:
             hidden = pattern.startswith("LLAMA_ARG_") or any(fnmatchcase(name, pattern) for name in _HIDDEN)
-            require(not hidden, "inherit_env", pattern, f"too narrow for LLAMA_API_KEY, and {_DISGUISE}")
+            require(not hidden, "inherit_env", pattern, f"too narrow for LLAMA_API_KEY, and {_ARG_VARIABLES}")
         for argument in self.extra_args:
             self._refuse_owned(argument)
 
@@ -155,10 +155,10 @@ class LlamaServer:
         return Hooks()
 
     def profile(self, known: frozenset[str] | None = None) -> Profile:
-        """Fits the settings to the binary, and builds the profile. Runs `--help` once, so call it where the binary is.
+        """Fit the settings to the binary, and build the profile. Runs `--help` once, so call it where the binary is.
 
         Args:
-            known: the flags that the binary has, from who knows them; None: it is asked.
+            known: the flags that the binary has; None: its `--help` is read.
 
         Raises:
             SpawnError: the binary cannot be run at all.
