@@ -14,7 +14,6 @@ from collections import deque
 from dataclasses import fields
 from datetime import UTC, datetime
 from io import BufferedWriter, FileIO, TextIOWrapper
-from itertools import accumulate
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TextIO
 
@@ -67,8 +66,7 @@ class Sink:
         self._changed = threading.Condition()
         self._dropped = [0, 0]  # lines, bytes
         self._newest: Event | None = None
-        self._sent = 0  # bytes of the batch
-        self._torn = False  # the last line written lacks its end
+        self._failed = False  # the last write, so that the last line may lack its end
         self._writing = False
         self._closed = False
         self._gone = False
@@ -171,21 +169,18 @@ class Sink:
             self._write_batch(batch)
 
     def _write_batch(self, batch: list[Event | str]) -> None:
+        """Writes a batch whole, or counts it as lost, though its first lines may have been written."""
         encoding = self._stream.encoding or "utf-8"
-        parts = [b"\n" if self._torn else b""]
-        self._sent = 0
         try:
-            parts += [self._text(item).encode(encoding, "backslashreplace") for item in batch]
-            self._write(b"".join(parts), encoding)
-            self._torn = False
+            data = b"".join(self._text(item).encode(encoding, "backslashreplace") for item in batch)
+            self._write(data, encoding)
+            self._failed = False
         except Exception as error:
             if self._stream.closed or (isinstance(error, OSError) and error.errno in _FINAL):
                 raise
-            whole = max(0, sum(end <= self._sent for end in accumulate(map(len, parts))) - 1)
-            if self._sent:
-                self._torn = b"".join(parts)[self._sent - 1 : self._sent] != b"\n"
+            self._failed = True
             with self._changed:
-                for item in batch[whole:]:
+                for item in batch:
                     self._lose(item)
 
     def _write(self, data: bytes, encoding: str) -> None:
@@ -193,9 +188,11 @@ class Sink:
         if self._fd is None:
             self._stream.write(data.decode(encoding))
             self._stream.flush()
-        while self._fd is not None and self._sent < len(data):
+            return
+        rest = memoryview(b"\n" + data if self._failed else data)
+        while rest:
             try:
-                self._sent += os.write(self._fd, data[self._sent :])
+                rest = rest[os.write(self._fd, rest) :]
             except BlockingIOError:  # whoever shares the terminal or pipe made it non-blocking
                 poll = select.poll()
                 poll.register(self._fd, select.POLLOUT)
