@@ -8,7 +8,6 @@ Over 250 lines because a profile is read in one place, parts and limits included
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -20,14 +19,11 @@ from typing import Literal
 
 from supervisor.dialect import Dialect
 from supervisor.errors import ProfileError, require
-from supervisor.events import Level
+from supervisor.levels import ParseLine, plain_line
 from supervisor.redact import MASK, Redactor, Secret, is_secret_variable, secrets_in, secrets_named
 
 Accept = Callable[[int, str], str | None]
 """Judges a health answer: (HTTP status, body) -> None when the server is up, else why not, in a few words."""
-
-ParseLine = Callable[[str], tuple[Level, str]]
-"""Reads an engine's log line: text -> (level, text to show)."""
 
 
 def _seconds(name: str, value: float, *, low: float = 0.0, high: float = 86_400.0) -> None:
@@ -89,33 +85,6 @@ def accept_2xx(status: int, body: str) -> str | None:
     A server that answers 200 before it can serve needs an `accept` of its own, which reads the body.
     """
     return None if 200 <= status <= 299 else f"HTTP {status}: {' '.join(body.split())[:200] or 'empty body'}"
-
-
-def plain_line(line: str) -> tuple[Level, str]:
-    """The default reading of a log line: JSON objects give their own level and message, the rest is `info`."""
-    if line.startswith("{"):
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            return "info", line
-        said = str(entry.get("level") or entry.get("severity") or entry.get("lvl") or "info").lower()
-        text = entry.get("msg") or entry.get("message") or entry.get("event")
-        return LEVELS.get(said, "info"), line if text is None else str(text)
-    return "info", line
-
-
-LEVELS: Mapping[str, Level] = {
-    "trace": "debug",
-    "debug": "debug",
-    "warn": "warning",
-    "warning": "warning",
-    "err": "error",
-    "error": "error",
-    "fatal": "error",
-    "critical": "error",
-    "panic": "error",
-}
-"""Names of levels as engines write them; a name that is not here means info."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ import click
 
 from supervisor.errors import SupervisorError
 from supervisor.linux.exhaustion import detect
-from supervisor.logs.render import clean
+from supervisor.logs.clean import clean
 
 __all__ = ["account", "exits_with_status", "only_part", "prepare_process"]
 

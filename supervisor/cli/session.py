@@ -22,7 +22,8 @@ from supervisor.dialect import Request
 from supervisor.errors import SupervisorError
 from supervisor.events import Event
 from supervisor.lifecycle.supervise import supervise
-from supervisor.logs.sink import LogFormat, Sink, clean
+from supervisor.logs.clean import clean
+from supervisor.logs.sink import LogFormat, Sink
 from supervisor.profile import Profile
 from supervisor.steps import Hooks, Observer
 

@@ -1,4 +1,4 @@
-"""The child's output: drained, split into lines, cleaned, and written as events by the sink.
+"""What the server writes: drained (pump), cut into lines, cleaned of controls and secrets, shown as events (sink).
 
 May import the leaves (errors, events, profile, redact) and linux.
 """

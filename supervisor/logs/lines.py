@@ -1,19 +1,8 @@
-"""Bytes to lines under any chunking, in bounded memory, and lines to plain text. Pure."""
+"""Bytes to lines under any chunking, in bounded memory."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from typing import Final
-
-# ECMA-48: control sequences, operating system commands, and two-byte escapes; also one that the text's end cuts off.
-_ANSI: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*(?:[@-~]|\Z)|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_]|\Z)")
-_CONTROLS: Final = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)]) | {0x09: " "}
-
-
-def without_controls(line: str) -> str:
-    """The text of a line without escape sequences and control characters; a tab becomes a blank."""
-    return _ANSI.sub("", line).translate(_CONTROLS)
 
 
 class LineSplitter:

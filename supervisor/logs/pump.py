@@ -7,7 +7,6 @@ a full pipe for longer than one turn of the event loop, whatever it writes and h
 
 from __future__ import annotations
 
-import codecs
 import logging
 import math
 import os
@@ -20,7 +19,9 @@ import anyio
 import anyio.lowlevel
 
 from supervisor.events import Level
-from supervisor.logs.lines import LineSplitter, without_controls
+from supervisor.logs.backlog import Backlog
+from supervisor.logs.clean import LineCleaner
+from supervisor.logs.lines import LineSplitter
 from supervisor.profile import LogLimits
 from supervisor.redact import Redactor
 
@@ -33,7 +34,6 @@ _BURST_S: Final = 0.004  # a pipe that stays full is read for so long before any
 _SLICE_S: Final = 0.0003  # processing yields to reading this often
 _REPORT_S: Final = 1.0  # between two reports of drops
 _LEVELS: Final = get_args(Level)
-_DECODER: Final = codecs.getincrementaldecoder("utf-8")
 
 
 class LogPump:
@@ -59,6 +59,7 @@ class LogPump:
         self._fds = fds
         self._limits = limits
         self._redact = redact
+        self._cleaner = LineCleaner(redact, limits.max_line_bytes)
         self._on_line = on_line
         self._on_dropped = on_dropped
         # A secret that begins before the cut must be whole to be recognised.
@@ -84,13 +85,13 @@ class LogPump:
     def tail(self) -> tuple[str, ...]:
         """The last lines, unfinished ones included, redacted."""
         partials = (splitter.partial() for splitter in self._splitters.values())
-        shown = [self._clean(partial, cut=True) for partial in partials if partial]
+        shown = [self._cleaner.decode(partial, cut=True) for partial in partials if partial]
         return tuple([*self._tail, *filter(None, shown)][-self._limits.tail_lines :])
 
     async def _pump(self, stream: Stream) -> None:
         fd = self._fds[stream]
         limit = self._limits.backlog_bytes
-        backlog, chunk_bytes = _Backlog(limit), min(_CHUNK_BYTES, limit // 4)
+        backlog, chunk_bytes = Backlog(limit), min(_CHUNK_BYTES, limit // 4)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._process, stream, backlog)
             burst_ends = time.monotonic() + _BURST_S
@@ -111,7 +112,7 @@ class LogPump:
                     burst_ends = time.monotonic() + _BURST_S
             backlog.end()
 
-    async def _process(self, stream: Stream, backlog: _Backlog) -> None:
+    async def _process(self, stream: Stream, backlog: Backlog) -> None:
         splitter = self._splitters[stream]
         slice_ends = time.monotonic() + _SLICE_S
         async for data in backlog:
@@ -130,12 +131,12 @@ class LogPump:
             splitter.gap()
 
     def _keep(self, stream: Stream, line: bytes, *, cut: bool) -> None:
-        text = self._clean(line, cut=cut)
+        text = self._cleaner.decode(line, cut=cut)
         if text:
             level, shown = self._parse(text)
             if shown is not text:
                 # Unescaping (JSON's) may bring to light what was not there before: a secret, a control character.
-                shown = self._tidy(" ".join(shown.encode("utf-8", "replace").decode().splitlines()), cut=cut)
+                shown = self._cleaner.tidy(" ".join(shown.encode("utf-8", "replace").decode().splitlines()), cut=cut)
             self._tail.append(shown)
             self._on_line(stream, level, shown)
 
@@ -153,17 +154,6 @@ class LogPump:
             logging.getLogger("supervisor").error("the profile's log parser %s", self._redact(problem), exc_info=raised)
         return "info", text
 
-    def _clean(self, line: bytes, *, cut: bool) -> str:
-        # Not final where it is cut: half a character would hide the beginning of a secret before it.
-        text = _DECODER("replace").decode(line) if cut else line.decode("utf-8", "replace")
-        return self._tidy(text.rstrip("\r"), cut=cut)
-
-    def _tidy(self, text: str, *, cut: bool) -> str:
-        if not text.isprintable():
-            text = without_controls(text.rpartition("\r")[2])  # \r: what a terminal would show
-        text = self._redact.cut(text) if cut else self._redact(text)
-        return text[: self._limits.max_line_bytes].rstrip()
-
     def _lose(self, lines: int, lost_bytes: int) -> None:
         self._dropped[0] += lines
         self._dropped[1] += lost_bytes
@@ -175,51 +165,3 @@ class LogPump:
             self._reported_at = now
             self._on_dropped(*self._dropped)
             self._dropped = [0, 0]
-
-
-class _Backlog:
-    """Chunks read and not yet processed: bounded, oldest dropped first, iterated by one task."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._chunks: deque[bytes] = deque()
-        self._size = 0
-        self._gap = False
-        self._ended = False
-        self._more = anyio.Event()
-
-    def put(self, data: bytes) -> tuple[int, int]:
-        """Adds a chunk; returns the (lines, bytes) that had to go."""
-        self._chunks.append(data)
-        self._size += len(data)
-        lines = lost = 0
-        while self._size > self._limit:
-            oldest = self._chunks.popleft()
-            self._size -= len(oldest)
-            lines += oldest.count(b"\n")
-            lost += len(oldest)
-            self._gap = True
-        self._more.set()
-        return lines, lost
-
-    def end(self) -> None:
-        self._ended = True
-        self._more.set()
-
-    def take_gap(self) -> bool:
-        """Whether chunks were dropped before the one that was just taken."""
-        gap, self._gap = self._gap, False
-        return gap
-
-    def __aiter__(self) -> _Backlog:
-        return self
-
-    async def __anext__(self) -> bytes:
-        while not self._chunks:
-            if self._ended:
-                raise StopAsyncIteration
-            self._more = anyio.Event()
-            await self._more.wait()
-        data = self._chunks.popleft()
-        self._size -= len(data)
-        return data

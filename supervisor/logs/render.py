@@ -7,12 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from supervisor.events import LoadProgress
-from supervisor.logs.lines import without_controls
-
-
-def clean(text: str) -> str:
-    """Text without escape sequences and control characters, line breaks excepted: fit for a terminal."""
-    return text if text.isprintable() else "\n".join(map(without_controls, text.split("\n")))
+from supervisor.logs.clean import clean
 
 
 def progress_line(event: LoadProgress) -> str:

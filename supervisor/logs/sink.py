@@ -19,9 +19,10 @@ from typing import Any, Final, Literal, Self, TextIO
 
 from supervisor.events import ChildLog, Event, LoadProgress, LogDropped
 from supervisor.linux.exhaustion import detect
-from supervisor.logs.render import clean, console_renderer, json_renderer, progress_line
+from supervisor.logs.clean import clean
+from supervisor.logs.render import console_renderer, json_renderer, progress_line
 
-__all__ = ["LogFormat", "Sink", "clean", "to_dict"]
+__all__ = ["LogFormat", "Sink", "to_dict"]
 
 LogFormat = Literal["console", "json"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hooks.contract.findings import NOTE
 from supervisor import events
-from supervisor.logs.render import clean
+from supervisor.logs.clean import clean
 from supervisor.rehearsal.drift import KINDS as DRIFT
 from supervisor.rehearsal.log import LoggedEvent
 from supervisor.rehearsal.request import RehearsalRequest

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.errors import ProfileError
+from supervisor.levels import LEVELS, plain_line
 from supervisor.profile import (
-    LEVELS,
     Health,
     Liveness,
     LogLimits,
@@ -25,7 +25,6 @@ from supervisor.profile import (
     Stop,
     Timeouts,
     accept_2xx,
-    plain_line,
 )
 from supervisor.redact import MASK, Secret
 

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 
 from supervisor import Hooks, supervise
 from supervisor.errors import ProfileError
+from supervisor.logs.clean import LineCleaner
 from supervisor.logs.lines import LineSplitter
-from supervisor.logs.pump import LogPump
-from supervisor.profile import LogLimits
 from supervisor.redact import (
     MASK,
     Redactor,
@@ -41,22 +40,13 @@ AROUND = st.text("«» .:\t", max_size=60)
 SECRETS = st.text('abcdefghijk0123456789-_/+&"é漢', min_size=PIECE, max_size=40)
 
 
-def pump(*secrets: str, max_line_bytes: int = 80) -> LogPump:
-    return LogPump(
-        {},
-        LogLimits(max_line_bytes=max_line_bytes),
-        Redactor(map(Secret, secrets)),
-        on_line=lambda *_: None,
-        on_dropped=lambda *_: None,
-    )
-
-
 def cleaned(data: list[bytes], *secrets: str, max_line_bytes: int = 80) -> list[str]:
     """The lines that a pump with these secrets would keep, the unfinished one included."""
-    cleaner = pump(*secrets, max_line_bytes=max_line_bytes)
-    splitter = LineSplitter(max_line_bytes + Redactor(map(Secret, secrets)).longest_bytes)
-    shown = [cleaner._clean(line, cut=cut) for chunk in data for line, cut in splitter.feed(chunk)]
-    return [*shown, cleaner._clean(splitter.partial(), cut=True)]
+    redact = Redactor(map(Secret, secrets))
+    cleaner = LineCleaner(redact, max_line_bytes)
+    splitter = LineSplitter(max_line_bytes + redact.longest_bytes)
+    shown = [cleaner.decode(line, cut=cut) for chunk in data for line, cut in splitter.feed(chunk)]
+    return [*shown, cleaner.decode(splitter.partial(), cut=True)]
 
 
 @given(

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from supervisor.dialect import Dialect, Fields, Reading, Request, samples, seeded
-from supervisor.profile import plain_line
+from supervisor.levels import plain_line
 
 if TYPE_CHECKING:
     from pathlib import Path

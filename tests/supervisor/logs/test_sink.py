@@ -303,7 +303,8 @@ def test_a_full_disk_costs_counted_lines_and_not_the_log(tmp_path: Path) -> None
         dropped += [(entry["lines"], entry["bytes"])] if entry["event"] == "log.dropped" else []
     assert entry["event"] == "child.ready"
     assert 0 < kept < 10 and torn in (1, 2)  # the line that was cut, and the break that ends it
-    assert dropped == [(41, 4 * 41)]
+    ((lines, size),) = dropped
+    assert 41 - kept <= lines <= 41 and size == 4 * lines  # a batch that failed counts whole
 
 
 class Fails(io.StringIO):
