@@ -178,7 +178,7 @@ def test_a_second_signal_kills_at_once() -> None:
         assert strike_until_it_ends(process, signal.SIGTERM) == 128 + signal.SIGTERM
         seen += events_until(process, "supervise.exit")
         assert process.stderr and process.stderr.read() == ""
-    assert seen[-1]["exit_status"] == 128 + signal.SIGTERM and "second signal (SIGTERM)" in seen[-1]["detail"]
+    assert seen[-1]["exit_status"] == 128 + signal.SIGTERM and "a second signal came (SIGTERM)" in seen[-1]["detail"]
     until_dead(pid)
 
 
