@@ -221,12 +221,16 @@ class ChildExited(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeardownFinished(Event):
-    """Nothing of the child is left. `escalated`: KILL was needed; `drained`: every pipe reached its end."""
+    """The child and its descendants are gone. `escalated`: KILL was needed; `drained`: every pipe reached its end.
+
+    `survivors`: processes that could not be ended, as `pid N (command)`; nothing is left when there are none.
+    """
 
     name = "teardown.finished"
     took_s: float
     escalated: bool
     drained: bool
+    survivors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

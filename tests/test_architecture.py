@@ -206,11 +206,9 @@ def test_processes_have_one_home(module: str) -> None:
 
     Engines may ask a binary for its `--help`, the pipeline may compile, a rehearsal may run Modal's own programs.
     """
-    if module in {
-        "supervisor.process.process",
-        "modal_entry.pipeline.commands",
-        "modal_entry.rehearsal.programs",
-    } or room(module).startswith("supervisor.engines"):
+    if module in {"modal_entry.pipeline.commands", "modal_entry.rehearsal.programs"} or room(module).startswith(
+        ("supervisor.process", "supervisor.engines")
+    ):
         return
     assert not {"subprocess", "multiprocessing", "pty"} & set(imports(module))
     calls = {

@@ -24,6 +24,7 @@ from supervisor.events import Event
 from supervisor.lifecycle.supervise import supervise
 from supervisor.logs.clean import clean
 from supervisor.logs.sink import LogFormat, Sink
+from supervisor.process.orphans import Orphans
 from supervisor.profile import Profile
 from supervisor.steps import Hooks, Observer
 
@@ -55,7 +56,7 @@ def run(profile: Profile, hooks: Hooks, *, log_format: LogFormat, key_variable: 
         signals = Signals(end_at_once)
         error: Exception | None = None
         try:
-            error = anyio.run(_serve, profile, replace(hooks, observers=tuple(observers)), notifier, signals)
+            error = anyio.run(_serve, profile, replace(hooks, observers=tuple(observers)), notifier, signals, Orphans())
         except Exception as defect:  # noqa: BLE001  whatever it is, it ends in words and in an exit code
             error = only_part(defect)
         finally:
@@ -70,7 +71,9 @@ def run(profile: Profile, hooks: Hooks, *, log_format: LogFormat, key_variable: 
     return status
 
 
-async def _serve(profile: Profile, hooks: Hooks, notifier: Notifier, signals: Signals) -> SupervisorError | None:
+async def _serve(
+    profile: Profile, hooks: Hooks, notifier: Notifier, signals: Signals, orphans: Orphans
+) -> SupervisorError | None:
     error: SupervisorError | None = None
     async with anyio.create_task_group() as tasks:
 
@@ -81,6 +84,7 @@ async def _serve(profile: Profile, hooks: Hooks, notifier: Notifier, signals: Si
         supervision = anyio.CancelScope()
         tasks.start_soon(listen)
         tasks.start_soon(notifier.ping)
+        tasks.start_soon(orphans.tend)
         with supervision:
             try:
                 await supervise(profile, hooks)

@@ -107,7 +107,7 @@ class Run:
                 before_start = self.supervision.hooks.before_start
                 await run_steps("before_start", before_start, replace(self.child, port=0), emit)
                 self._spawn()
-                async with managed(self._process, self._pump, end=self._end):
+                async with managed(self._process, self._pump, end=self._end, on_notice=self._notice):
                     await self._serve_until_ended()
             except Exception as failure:
                 # A SpawnError says more: the command, and what the system refused.
@@ -298,9 +298,11 @@ class Run:
                     with contextlib.suppress(StepFailed):  # reported by its event; the stop goes on
                         await run_steps("before_stop", (step,), self.child, emit)
         finally:
-            await self._teardown()
+            survivors = await self._teardown()
+            if error is not None and survivors:
+                error.add_note(f"These processes of the child could not be ended: {', '.join(survivors)}.")
 
-    async def _teardown(self) -> None:
+    async def _teardown(self) -> tuple[str, ...]:
         emit, process = self.supervision.emit, self._process
         result = await teardown(process, self._pump, self.supervision.profile.stop, port=self.child.port)
         if process.report is not None:
@@ -310,7 +312,16 @@ class Run:
                     pid=report.pid, exit_code=report.exit_code, signal=report.signal, uptime_s=report.uptime_s
                 )
             )
-        emit(events.TeardownFinished(took_s=result.took_s, escalated=result.escalated, drained=result.drained))
+        survivors = tuple(survivor.describe(self.child.redact) for survivor in result.survivors)
+        emit(
+            events.TeardownFinished(
+                took_s=result.took_s, escalated=result.escalated, drained=result.drained, survivors=survivors
+            )
+        )
+        return survivors
+
+    def _notice(self, detail: str) -> None:
+        self.supervision.emit(events.Notice(detail=detail))
 
     def _waited_s(self) -> float:
         return time.monotonic() - self._process.spawned_at

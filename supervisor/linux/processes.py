@@ -1,217 +1,234 @@
-"""What Linux's /proc says about a supervised session; every function steps aside (None, empty) where there is none.
+"""Which processes belong to a supervised child, and what they use; empty or None where there is no /proc.
 
-Membership is wider than the session: a descendant that called setsid(2), a daemon for example, is told by the *cookie*,
-a variable that `launch` puts into the child's environment, with another value in every life.
+A process is a member by any of four signs: its session, its descent (a chain of parents that are members), the *cookie*
+(a variable that `launch` puts into the child's environment, with another value in every life), or that it was a member
+when it was last seen. The last one is for daemons: their parent has ended, and they may have left session and
+environment. Where this process adopts orphans (`subreaper.py`), such a daemon is its child, which is a sign as well.
 """
 
 from __future__ import annotations
 
-import ipaddress
+import contextlib
 import os
-import socket
 import sys
-import time
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from supervisor.linux.files import argv, links
-from supervisor.linux.sockets import TcpSocket, listeners, plain
+from supervisor.linux import subreaper
+from supervisor.linux.files import links
 from supervisor.redact import Redactor
 
 COOKIE: Final = "WARMBOOT_LIFE"
 AVAILABLE: Final = sys.platform == "linux" and Path("/proc/self/stat").exists()
 
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
-_RESCAN_S: Final = 2.0  # a look at all of /proc takes 70 ms among 1600 processes
 _MAX_BYTES: Final = 1 << 20  # of an environment; `launch` puts the cookie first
 _SHOWN: Final = 120  # characters of a command line
-# Fields of /proc/<pid>/stat after the command name, proc_pid_stat(5).
-_STATE, _SESSION, _CPU, _STARTED = 0, 3, slice(11, 15), 19
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """What living members and children that they reaped have used; of sockets only what read(2) and write(2) moved."""
+class Stat(NamedTuple):
+    """A part of /proc/<pid>/stat, proc_pid_stat(5).
 
-    bytes_read: int
-    bytes_written: int
+    Attributes:
+        pid: of the process.
+        parent, session: of the process; the parent is 0 outside of our PID namespace.
+        zombie: it has ended, and nobody has asked for its exit status.
+        cpu_s: used by it and by children that it has reaped.
+        began: when it started, in ticks since the boot; with `pid`, which process it is.
+    """
+
+    pid: int
+    parent: int
+    session: int
+    zombie: bool
     cpu_s: float
+    began: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
-    """Who listens: `mine` when it belongs to the session that was asked about; `pid` is None when we cannot see it."""
+@dataclass(slots=True)
+class _Family:
+    """What is remembered of one life: the leader, members that were seen, and who wants to hear of strays.
 
-    pid: int | None
-    argv: tuple[str, ...]
-    mine: bool
+    Attributes:
+        leader: the child; its number is its session's, too.
+        began: when it started; who is older is no member.
+        on_stray: called, on any thread, for each new member that neither session nor cookie tells.
+        seen: members by number, and when each began.
+    """
 
-    def command(self, redact: Redactor) -> str | None:
-        """Its command line for an error: masked first and cut then, because half a secret would not be recognised."""
-        return None if self.pid is None else " ".join(redact.argv(self.argv))[:_SHOWN] or "?"
+    leader: int
+    began: int
+    on_stray: Callable[[Stat], None]
+    seen: dict[int, int] = field(default_factory=dict)
 
 
-class Session:
-    """A session whose members are remembered: all of /proc is read at most every 2 s, or when a member is gone."""
+_families: dict[str, _Family] = {}  # by cookie
+helpers: set[int] = set()  # processes that we started ourselves and that are no members: guardians
+_lock = threading.Lock()
 
-    def __init__(self, session: int, cookie: str | None = None) -> None:
-        self._session = session
-        self._cookie = cookie
-        self._started: dict[int, str] = {}  # when each member began: its number may be another's later
-        self._scanned_at = -_RESCAN_S
 
-    def usage(self) -> Usage | None:
-        """Sums over the members; None where /proc does not tell."""
-        fresh = time.monotonic() - self._scanned_at < _RESCAN_S
-        stats = {pid: _stat(pid) for pid in self._started} if fresh else {}
-        if not stats or any(not fields or fields[_STARTED] != self._started[pid] for pid, fields in stats.items()):
-            stats = {pid: _stat(pid) for pid in members(self._session, self._cookie)}
-            self._started = {pid: fields[_STARTED] for pid, fields in stats.items() if fields}
-            self._scanned_at = time.monotonic()
-        cpu_s, read, written, seen = 0.0, 0, 0, False
-        for pid, fields in stats.items():
-            cpu_s += sum(map(int, fields[_CPU])) / _TICKS_PER_S if fields else 0.0
-            try:
-                lines = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
-                # rchar counts read(2) from the page cache too; read_bytes also what page faults of a mapping fetch.
-                read += max(int(lines["rchar"]), int(lines["read_bytes"]))
-                written += max(int(lines["wchar"]), int(lines["write_bytes"]))
-                seen = True
-            except (OSError, KeyError, ValueError):
-                continue
-        return Usage(bytes_read=read, bytes_written=written, cpu_s=cpu_s) if seen else None
+def command_line(argv: Sequence[str], redact: Redactor) -> str:
+    """A command line for an error: masked first and cut then, because half a secret would not be recognised."""
+    return " ".join(redact.argv(argv))[:_SHOWN] or "?"
+
+
+def remember(cookie: str, leader: int, on_stray: Callable[[Stat], None]) -> None:
+    """Begins to remember the members of a life, until `forget`."""
+    began = stat(leader)
+    with _lock:
+        _families[cookie] = _Family(leader=leader, began=began.began if began else 0, on_stray=on_stray)
+
+
+def forget(cookie: str) -> dict[int, int]:
+    """Forgets a life; returns the members that were seen, and when each began."""
+    with _lock:
+        family = _families.pop(cookie, None)
+        return dict(family.seen) if family else {}
+
+
+def lives() -> list[tuple[int, str]]:
+    """The lives that are remembered: leader and cookie of each."""
+    with _lock:
+        return [(family.leader, cookie) for cookie, family in _families.items()]
 
 
 def members(session: int, cookie: str | None = None) -> list[int]:
-    """Living processes of a session, the leader first, and those elsewhere that carry the cookie. Zombies are dead."""
-    mark = f"\0{COOKIE}={cookie}\0".encode() if cookie else None
-    leader = _stat(session)
-    began = int(leader[_STARTED]) if leader else 0  # who is older is no descendant, and reading environments is slow
-    found = []
-    for pid in _pids():
-        fields = _stat(pid)
-        if not fields:
-            continue
-        if int(fields[_SESSION]) == session or (mark and int(fields[_STARTED]) >= began and _carries(pid, mark)):
-            found.append(pid)
-    return sorted(found, key=lambda pid: (pid != session, pid))
+    """Living processes of a life, the leader first: by session, descent, cookie or memory. Zombies are dead."""
+    return [member.pid for member in living(session, cookie)]
 
 
-def owners(port: int, session: int, cookie: str | None = None, *, host: str | None = None) -> list[Owner]:
-    """Who listens on the port; with `host`, who would receive a connection to it. Empty where /proc is silent.
+def living(session: int, cookie: str | None = None) -> list[Stat]:
+    """The same as `members`, with what /proc says of each."""
+    with _lock:
+        family = _families.get(cookie or "")
+        seen = dict(family.seen) if family else {}
+    everybody = {pid: found for pid in pids() if (found := stat(pid))}
+    leader = everybody.get(session)
+    began = family.began if family else leader.began if leader else 0
+    # Who is older is no descendant.
+    others = {pid: found for pid, found in everybody.items() if not found.zombie and found.began >= began}
+    marked = _take(others, lambda found: found.session == session)
+    strays = _take(others, lambda found: seen.get(found.pid) == found.began or (bool(family) and _adopted(found)))
+    strays |= _descendants(others, {**marked, **strays})
+    if cookie:  # last, because reading environments is slow
+        mark = f"\0{COOKIE}={cookie}\0".encode()
+        carriers = _take(others, lambda found: _carries(found.pid, mark))
+        strays |= _descendants(others, carriers)
+        marked |= carriers
+    present = {**marked, **strays}
+    if family:
+        with _lock:
+            new = [stray for stray in strays.values() if family.seen.get(stray.pid) != stray.began]
+            family.seen = {member.pid: member.began for member in present.values()}
+        for stray in new:
+            family.on_stray(stray)
+    return sorted(present.values(), key=lambda member: (member.pid != session, member.pid))
 
-    With `host`, a leader that holds all those sockets stands for the members that share them.
 
-    A listener is a member's when a member holds its socket, whoever else does. A member whose descriptors may not be
-    read (it changed its user, or may not be traced) makes a listener ours that nobody is seen to hold and whose socket
-    belongs to that member's user: there is no better proof, and refusing would refuse every such server. All other
-    listeners are somebody else's, also those whose process this user cannot see.
-    """
-    found = _owners(port, session, cookie, host)
-    if any(owner.pid is None and not owner.mine for owner in found):
-        # Its socket may have been closed or handed on between two files of /proc.
-        found = _owners(port, session, cookie, host)
+def _take(others: dict[int, Stat], belongs: Callable[[Stat], bool]) -> dict[int, Stat]:
+    """Moves those that belong out of the others."""
+    taken = {pid: found for pid, found in others.items() if belongs(found)}
+    for pid in taken:
+        del others[pid]
+    return taken
+
+
+def _descendants(others: dict[int, Stat], ancestors: Mapping[int, Stat]) -> dict[int, Stat]:
+    """Moves the descendants of the ancestors out of the others."""
+    found: dict[int, Stat] = {}
+    while True:
+        parents = {**ancestors, **found}
+        children = _take(others, lambda other: other.parent in parents)  # noqa: B023  called in this round only
+        if not children:
+            return found
+        found |= children
+
+
+def _adopted(found: Stat) -> bool:
+    """Whether it is an orphan that the kernel gave us: our child, in a session that nobody here made."""
+    return (
+        found.parent == os.getpid()
+        and subreaper.adopts_orphans()
+        and found.session != os.getsid(0)
+        and found.pid not in helpers
+    )
+
+
+def own_children() -> list[Stat]:
+    """Our children, zombies and adopted ones included."""
+    listed_pids: list[str] = []
+    listed = False
+    for task in Path("/proc/self/task").iterdir() if AVAILABLE else ():
+        with contextlib.suppress(OSError):  # a thread that has just ended; a kernel without CONFIG_PROC_CHILDREN
+            listed_pids += (task / "children").read_text().split()
+            listed = True
+    found = [stat(pid) for pid in (map(int, listed_pids) if listed else pids())]
+    return [child for child in found if child and child.parent == os.getpid()]
+
+
+def pipe_writers(inodes: Collection[int]) -> dict[int, int]:
+    """Processes that hold the write end of one of these pipes, and when each began."""
+    wanted = {f"pipe:[{inode}]" for inode in inodes}
+    found = {}
+    for pid in pids():
+        held = [fd for fd, target in (links(pid) or {}).items() if target in wanted]  # forks of ours: the read ends
+        if any(_written(pid, fd) for fd in held) and (who := stat(pid)) and not who.zombie:
+            found[pid] = who.began
     return found
 
 
-def _owners(port: int, session: int, cookie: str | None, host: str | None) -> list[Owner]:
-    receiving = {f"socket:[{listener.inode}]": listener.uid for listener in _receiving(port, host)}
-    if not receiving:
-        return []
-    if host is not None and receiving.keys() <= set(_descriptors(session) or ()):
-        return [Owner(pid=session, argv=argv(session), mine=True)]  # mostly so; then all of /proc need not be read
-    found, hidden = [], set()
-    mine = members(session, cookie)
-    unseen = dict(receiving)
-    for pid in mine + [pid for pid in _pids() if pid not in mine]:
-        if not unseen and pid not in mine:
-            break  # looking at everybody is slow, and almost never needed
-        held = _descriptors(pid)
-        if held is None:
-            if pid in mine:
-                hidden |= _uids(pid)
-        elif not (receiving if pid in mine else unseen).keys().isdisjoint(held):
-            found.append(Owner(pid=pid, argv=argv(pid), mine=pid in mine))
-            unseen = {name: uid for name, uid in unseen.items() if name not in held}
-    return found + [Owner(pid=None, argv=(), mine=uid in hidden) for uid in unseen.values()]
-
-
-def listening_ports(session: int, cookie: str | None = None) -> list[int]:
-    """TCP ports on which members listen, to tell a user that the server chose another one."""
-    held = {name for pid in members(session, cookie) for name in _descriptors(pid) or ()}
-    return sorted({listener.port for listener in _listeners() if f"socket:[{listener.inode}]" in held})
-
-
-def _receiving(port: int, host: str | None) -> list[TcpSocket]:
-    """The listeners among which the kernel chooses for a connection to that address."""
-    there = [listener for listener in _listeners() if listener.port == port]
-    if host is None:
-        return there
+def _written(pid: int, fd: int) -> bool:
     try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM) if AVAILABLE else []
-    except (OSError, UnicodeError):
-        return []
-    found: set[TcpSocket] = set()
-    for address in {plain(ipaddress.ip_address(str(info[4][0]).partition("%")[0])) for info in infos}:
-        # The order of __inet_lookup_listener: the address itself, the wildcard of its family, the dual-stack wildcard.
-        # A less exact one that is there as well gets nothing.
-        same = [listener for listener in there if listener.address == address]
-        wild = [listener for listener in there if listener.address.is_unspecified]
-        found |= set(same or [w for w in wild if w.address.version == address.version] or wild)
-    return list(found)
+        return bool(Path(f"/proc/{pid}/fd/{fd}").lstat().st_mode & 0o200)
+    except OSError:
+        return False
 
 
-def _listeners() -> list[TcpSocket]:
-    # No inode: some sandboxes' /proc does not tell.
-    return [listener for listener in listeners() if listener.inode != "0"]
-
-
-def _pids() -> list[int]:
+def pids() -> list[int]:
+    """Every process that this PID namespace shows."""
     return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()] if AVAILABLE else []
 
 
 def alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
-    return bool(_stat(pid))
+    found = stat(pid)
+    return found is not None and not found.zombie
 
 
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/<pid>/stat after the command name; empty for a process that is no more, or a zombie."""
+def stat(pid: int) -> Stat | None:
+    """What /proc/<pid>/stat says; None for a process that is no more."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY)  # a third of what Path.read_text costs, and this runs often
     except OSError:
-        return []
+        return None
     try:
         data = os.read(fd, 4096)
     except OSError:
-        return []
+        return None
     finally:
         os.close(fd)
     # The name may hold spaces and parentheses: the fields begin after the last one.
-    fields = data.rpartition(b")")[2].decode().split()
-    return fields if len(fields) > _STARTED and fields[_STATE] not in "ZX" else []
+    fields = data.rpartition(b")")[2].split()
+    if len(fields) < 20:
+        return None
+    return Stat(
+        pid=pid,
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        zombie=fields[0] in (b"Z", b"X"),
+        cpu_s=sum(map(int, fields[11:15])) / _TICKS_PER_S,
+        began=int(fields[19]),
+    )
 
 
 def _carries(pid: int, mark: bytes) -> bool:
     try:
-        if Path(f"/proc/{pid}").stat().st_uid != os.geteuid():
+        if os.geteuid() and Path(f"/proc/{pid}").stat().st_uid != os.geteuid():
             return False
         with Path(f"/proc/{pid}/environ").open("rb") as file:
             return mark in b"\0%b\0" % file.read(_MAX_BYTES)
     except OSError:
         return False
-
-
-def _descriptors(pid: int) -> list[str] | None:
-    """What a process holds open; None when we may not look."""
-    held = links(pid)
-    return None if held is None else list(held.values())
-
-
-def _uids(pid: int) -> set[int]:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-    except OSError:
-        return set()
-    return {int(uid) for line in lines if line.startswith("Uid:") for uid in line.split()[1:]}

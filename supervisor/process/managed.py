@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import NoReturn
 
 import anyio
@@ -15,7 +16,11 @@ from supervisor.timing.racing import alongside, unwrapped
 
 @asynccontextmanager
 async def managed(
-    process: Process, pump: LogPump, end: Callable[[Exception | None], Awaitable[None]]
+    process: Process,
+    pump: LogPump,
+    end: Callable[[Exception | None], Awaitable[None]],
+    *,
+    on_notice: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[None]:
     """Drains the pipes of a process and watches for its exit while the block lasts; then ends it and closes it.
 
@@ -24,6 +29,7 @@ async def managed(
         pump: of its pipes; not yet running.
         end: the teardown, called once, with the error that ended the block; None: it returned or was cancelled. Pump
             and watch run until it has returned, because it needs them.
+        on_notice: called with words when the guardian was ended by somebody and replaced.
 
     Errors of the block are raised as they are. A pump or a watch that fails cancels the block, and that is the error
     then: a process that nobody drains or watches is not left running. Cancellation of the block is the request to end;
@@ -45,6 +51,7 @@ async def managed(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(keep, pump.run)
                 tasks.start_soon(keep, process.watch)
+                tasks.start_soon(keep, partial(process.keep_guarded, on_notice))
 
     async def fail_when_broken() -> NoReturn:
         await broken.wait()

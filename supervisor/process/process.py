@@ -1,14 +1,8 @@
-"""The child process: the only module that spawns, signals or reaps.
+"""A child process: started, signalled and reaped here.
 
-The child leads its own session and process group, so one signal reaches a wrapper and the server behind it. A
-*guardian* (a `/bin/sh` that blocks on a pipe from us) kills the group when we are gone without a teardown, SIGKILL
-included. That covers what PR_SET_PDEATHSIG does not: grandchildren, a spawning thread that ends before the process, and
-macOS; and it needs no code between fork and exec.
-
-The exit is seen through a pidfd and *not* reaped until teardown is over: a zombie leader keeps the group's number from
-being reused while the group is still being signalled.
-
-Over 250 lines because spawning, signalling and reaping share one process's state, and nobody else may do them.
+The child leads its own session and process group, so one signal reaches a wrapper and the server behind it. Its exit is
+seen through a pidfd and *not* reaped until teardown is over: a zombie leader keeps the group's number from being reused
+while the group is still being signalled. A guardian (`guardian.py`) ends it when we are gone without a teardown.
 """
 
 from __future__ import annotations
@@ -17,10 +11,8 @@ import contextlib
 import os
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -28,51 +20,12 @@ import anyio
 
 from supervisor.errors import SpawnError
 from supervisor.linux import processes
+from supervisor.linux.listeners import owners
 from supervisor.linux.processes import COOKIE
+from supervisor.process.exits import ExitReport, exit_fd, signal_name
+from supervisor.process.guardian import Guardian
 
-# The group is known unless we died before we could name it; the cookie finds it then, and whoever left the group.
-# Twice, because a child between fork and exec has no cookie yet.
-_GUARDIAN: Final = """
-trap "" HUP INT TERM
-read -r group
-read -r never
-[ -z "$group" ] || kill -s KILL -- "-$group"
-[ -n "$1" ] || exit 0
-for again in 1 2; do
-    for environ in /proc/[0-9]*/environ; do
-        if grep -qs "WARMBOOT_LIFE=$1" "$environ"; then
-            pid=${environ#/proc/}
-            kill -s KILL "${pid%/environ}"
-        fi
-    done
-    sleep 0.1
-done
-"""
-_pipes: set[int] = set()  # our ends of the guardians' pipes
-
-
-def _close_pipes() -> None:
-    # A fork of the host (multiprocessing) would hold the pipes open, and the guardians would never see our end.
-    for fd in _pipes:
-        with contextlib.suppress(OSError):
-            os.close(fd)
-    _pipes.clear()
-
-
-os.register_at_fork(after_in_child=_close_pipes)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExitReport:
-    """How a process ended: one of `exit_code` and `signal` is set. `uptime_s` counts from the spawn.
-
-    Neither is set when somebody else in this process reaped the child, or SIGCHLD is ignored: then nobody knows.
-    """
-
-    pid: int
-    exit_code: int | None
-    signal: str | None
-    uptime_s: float
+_GUARDIANS: Final = 5  # of one child, when somebody keeps ending them
 
 
 class Process:
@@ -85,19 +38,26 @@ class Process:
         exited: set as soon as the child has ended; `report` is set before.
     """
 
-    def __init__(self, popen: subprocess.Popen[bytes], guardian: subprocess.Popen[bytes], cookie: str | None) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], guardian: Guardian, cookie: str) -> None:
         assert popen.stdout and popen.stderr
-        self._cookie = cookie
-        self._popen = popen
-        self._guardian = guardian
-        self._exit_fd = _exit_fd(popen.pid)
         self.pid: Final = popen.pid
         self.spawned_at: Final = time.monotonic()
         self.stdout_fd: Final = popen.stdout.fileno()
         self.stderr_fd: Final = popen.stderr.fileno()
         self.exited: Final = anyio.Event()
         self.report: ExitReport | None = None
-        self._reaped = False  # by somebody else
+        self._cookie = cookie
+        self._popen = popen
+        self._guardian = guardian
+        self._strays: dict[int, int] = {}  # for the next guardian
+        self._reaped = False
+        guardian.guard(self.pid, (self.stdout_fd, self.stderr_fd))
+        for fd in (self.stdout_fd, self.stderr_fd):
+            os.set_blocking(fd, False)
+            _widen(fd)
+        self._exit_fd = exit_fd(popen.pid)
+        if cookie:
+            processes.remember(cookie, self.pid, self._note_stray)
 
     @classmethod
     def start(cls, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None) -> Self:
@@ -106,59 +66,38 @@ class Process:
         Raises:
             SpawnError: not found, not executable, wrong architecture, out of processes or descriptors.
         """
+        cookie = env.get(COOKIE, "")
         try:
             # Not in a thread: a hop costs more than the vfork, and an abandoned one could leak a child.
-            guardian = subprocess.Popen(
-                ("/bin/sh", "-c", _GUARDIAN, "sh", env.get(COOKIE, "")),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                env={"PATH": os.defpath},
-                start_new_session=True,
-            )
+            guardian = Guardian(cookie)
         except OSError as error:
             raise SpawnError(
                 argv=tuple(argv), reason=f"its guardian /bin/sh did not start: {error.strerror}"
             ) from error
-        assert guardian.stdin
-        _pipes.add(guardian.stdin.fileno())
         try:
-            return cls._start(argv, env, cwd, guardian)
+            popen = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=cwd,
+                env=env,
+                start_new_session=True,
+            )
         except (OSError, ValueError, RuntimeError) as error:
-            _dismiss(guardian)
+            guardian.dismiss()
             raise SpawnError(argv=tuple(argv), reason=_spawn_reason(error, cwd)) from error
-        except BaseException:
-            _dismiss(guardian)
+        except BaseException:  # an interrupt; nobody can say whether there is a child by now
+            guardian.strike()
             raise
-
-    @classmethod
-    def _start(
-        cls, argv: Sequence[str], env: Mapping[str, str], cwd: Path | None, guardian: subprocess.Popen[bytes]
-    ) -> Self:
-        popen = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=cwd,
-            env=env,
-            start_new_session=True,
-        )
-        assert guardian.stdin and popen.stdout and popen.stderr
-        with contextlib.suppress(
-            BrokenPipeError
-        ):  # a guardian that somebody killed protects nothing, and hurts nothing
-            guardian.stdin.write(b"%d\n" % popen.pid)
-            guardian.stdin.flush()
         try:
-            for pipe in (popen.stdout, popen.stderr):
-                os.set_blocking(pipe.fileno(), False)
-                _widen(pipe.fileno())
-            return cls(popen, guardian, env.get(COOKIE))
-        except (OSError, RuntimeError):  # out of descriptors for the pidfd, or of threads in its place
-            os.killpg(popen.pid, signal.SIGKILL)
-            popen.communicate()
+            return cls(popen, guardian, cookie)
+        except BaseException as error:  # out of descriptors for the pidfd, or of threads in its place; an interrupt
+            with popen:
+                os.killpg(popen.pid, signal.SIGKILL)
+            guardian.dismiss()
+            if isinstance(error, OSError | RuntimeError):
+                raise SpawnError(argv=tuple(argv), reason=_spawn_reason(error, cwd)) from error
             raise
 
     async def watch(self) -> None:
@@ -177,84 +116,108 @@ class Process:
                 if ended.si_code == os.CLD_EXITED:
                     code = ended.si_status
                 else:
-                    by = _signal_name(ended.si_status)
+                    by = signal_name(ended.si_status)
             except ChildProcessError:
-                self._reaped = True
+                self._reaped = True  # by somebody else
             uptime_s = time.monotonic() - self.spawned_at
             self.report = ExitReport(pid=self.pid, exit_code=code, signal=by, uptime_s=uptime_s)
             self.exited.set()
         return True
 
     def listeners(self, port: int) -> list[int]:
-        """Processes of the child's that listen on a port; empty where /proc does not tell."""
-        try:
-            owners = processes.owners(port, self.pid, self._cookie)
-        except OSError:  # out of descriptors
-            return []
-        return [owner.pid for owner in owners if owner.mine and owner.pid]
+        """Processes of the child's that listen on a port; empty where /proc does not tell. A look at all of /proc."""
+        return [owner.pid for owner in owners(port, self.pid, self._cookie) if owner.mine and owner.pid]
 
-    def signal_all(self, number: signal.Signals) -> int:
-        """Signals the group, and descendants that left it; returns how many of all these were alive."""
-        try:
-            members = processes.members(self.pid, self._cookie)
-        except OSError:  # out of descriptors: at least the group gets it
-            members = []
-        if not self._reaped:  # without its leader's zombie the group's number may be somebody else's by now
+    def members(self) -> dict[int, int]:
+        """The child and all that descend from it: each living one, and when it began. A look at all of /proc."""
+        return {member.pid: member.began for member in processes.living(self.pid, self._cookie)}
+
+    def pipe_holders(self) -> dict[int, int]:
+        """Processes that hold the write end of the child's stdout or stderr, which only descendants get."""
+        return processes.pipe_writers({os.fstat(fd).st_ino for fd in (self.stdout_fd, self.stderr_fd)})
+
+    def signal_all(self, number: signal.Signals, members: Mapping[int, int]) -> None:
+        """Signals the group, and those of the members that left it; without its leader's zombie, the members only."""
+        if self._holds_its_number():
             with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
                 os.killpg(self.pid, number)
-        for pid in members:
+        for pid, began in members.items():
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                if os.getpgid(pid) != self.pid:
-                    os.kill(pid, number)
-        return len(members)
+                if self._reaped or os.getpgid(pid) != self.pid:
+                    _signal_one(pid, began, number)
+
+    def _holds_its_number(self) -> bool:
+        """Whether the child runs or is our zombie: else its number may be somebody else's by now."""
+        try:
+            self._reaped or os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            self._reaped = True
+        return not self._reaped
+
+    async def keep_guarded(self, on_replaced: Callable[[str], None]) -> None:
+        """Replaces a guardian that somebody ended, and says so; runs until cancelled."""
+        for _ in range(_GUARDIANS):
+            await anyio.wait_readable(self._guardian.ended_fd)
+            lost = self._guardian
+            lost.dismiss()
+            try:
+                self._guardian = Guardian(self._cookie)
+            except OSError as error:
+                on_replaced(f"the guardian (pid {lost.pid}) was ended, and there is no other: {error.strerror}")
+                break
+            self._guardian.guard(self.pid, (self.stdout_fd, self.stderr_fd))
+            for pid, began in self._strays.items():
+                self._guardian.tell_stray(pid, began)
+            on_replaced(f"the guardian (pid {lost.pid}) was ended; pid {self._guardian.pid} stands in its place")
+        await anyio.sleep_forever()
+
+    def _note_stray(self, stray: processes.Stat) -> None:
+        self._strays[stray.pid] = stray.began
+        self._guardian.tell_stray(stray.pid, stray.began)
 
     def close(self) -> None:
-        """Reaps the child if it has ended, dismisses the guardian, closes every descriptor.
+        """Reaps the child if it has ended, and what else of its descendants came to us; closes every descriptor.
 
-        A child that outlived KILL (stuck in the kernel, for example in a GPU driver) stays behind as a process, and the
-        guardian stays with it.
+        A child that outlived KILL (stuck in the kernel, for example in a GPU driver) stays behind as a process; its
+        guardian does not, because it could do no more.
         """
         assert self._popen.stdout and self._popen.stderr
+        seen = processes.forget(self._cookie)
         self._popen.stdout.close()
         self._popen.stderr.close()
         os.close(self._exit_fd)
+        # Orphans come to us when we adopt them or are PID 1. Before the child, whose number is their session's.
+        for orphan in processes.own_children() if seen else ():
+            if orphan.zombie and orphan.pid != self.pid and seen.get(orphan.pid) == orphan.began:
+                reap(orphan.pid)
         if self.report is not None:
             self._popen.wait()
-            with contextlib.suppress(ChildProcessError):  # orphans of the group come to us when we are PID 1
-                while os.waitpid(-self.pid, os.WNOHANG)[0]:
-                    pass
-            _dismiss(self._guardian)
+            self._reaped = True
+        self._guardian.dismiss()
 
 
-def _dismiss(guardian: subprocess.Popen[bytes]) -> None:
-    # Killed before its pipe closes: an end of file would make it kill the group.
-    guardian.kill()
-    guardian.wait()
-    assert guardian.stdin
-    _pipes.discard(guardian.stdin.fileno())
-    with contextlib.suppress(BrokenPipeError):
-        guardian.stdin.close()
+def reap(pid: int) -> None:
+    """Takes the exit status of one of our children, if it has ended and nobody else took it."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
 
 
-def _exit_fd(pid: int) -> int:
-    """A descriptor that becomes readable when the process ends: a pidfd, or a pipe from a thread that waits."""
+def _signal_one(pid: int, began: int, number: signal.Signals) -> None:
+    """Signals a process, unless it has ended and its number is another's by now."""
+    fd: int | None = None
     if hasattr(os, "pidfd_open"):
         with contextlib.suppress(OSError):  # kernels before 5.3 and gVisor have none
-            return os.pidfd_open(pid)
-    read_end, write_end = os.pipe()
-
-    def wait() -> None:
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        os.close(write_end)
-
+            fd = os.pidfd_open(pid)
     try:
-        threading.Thread(target=wait, name=f"wait-{pid}", daemon=True).start()
-    except RuntimeError:
-        os.close(read_end)
-        os.close(write_end)
-        raise
-    return read_end
+        if (found := processes.stat(pid)) is None or found.began != began:
+            return
+        if fd is None:
+            os.kill(pid, number)
+        else:
+            signal.pidfd_send_signal(fd, number)  # race-free: the descriptor was opened before the look
+    finally:
+        if fd is not None:
+            os.close(fd)
 
 
 def _widen(fd: int) -> None:
@@ -264,13 +227,6 @@ def _widen(fd: int) -> None:
     if hasattr(fcntl, "F_SETPIPE_SZ"):
         with contextlib.suppress(OSError):  # over the user's quota: the default of 64 KiB does
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 1 << 20)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # real-time signals have no names
-        return f"signal {number}"
 
 
 def _spawn_reason(error: OSError | ValueError | RuntimeError, cwd: Path | None) -> str:

@@ -11,7 +11,7 @@ from typing import Final
 
 from supervisor.child import Child
 from supervisor.errors import PortTaken, ProfileError, SpawnError
-from supervisor.linux import processes
+from supervisor.linux import listeners, processes
 from supervisor.linux.exhaustion import detect
 from supervisor.process.process import Process
 
@@ -37,7 +37,7 @@ def launch(child: Child) -> Launched:
     """
     profile = child.profile
     if accepts(child.host, child.port):
-        owner = next(iter(processes.owners(child.port, session=-1, host=child.host)), None)
+        owner = next(iter(listeners.owners(child.port, session=-1, host=child.host)), None)
         raise PortTaken(
             host=profile.host,
             port=child.port,

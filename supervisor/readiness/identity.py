@@ -9,20 +9,20 @@ import anyio.to_thread
 
 from supervisor.child import Child
 from supervisor.errors import PortTaken, WrongModel
-from supervisor.linux import processes
+from supervisor.linux import listeners, processes
 from supervisor.readiness.probe import NotUp, Why, get, out_of_resources
 
 if TYPE_CHECKING:
     import httpx
 
 
-async def foreign_owner(child: Child) -> processes.Owner | NotUp | None:
+async def foreign_owner(child: Child) -> listeners.Owner | NotUp | None:
     """Somebody else who receives connections to the child's address; None: nobody, or /proc does not tell.
 
     Several may share a port (SO_REUSEPORT): then none is safe. NotUp: this process lacks what it takes to look.
     """
     assert child.pid
-    ask = partial(processes.owners, child.port, child.pid, child.cookie, host=child.host)
+    ask = partial(listeners.owners, child.port, child.pid, child.cookie, host=child.host)
     try:
         owners = await anyio.to_thread.run_sync(ask, abandon_on_cancel=True) if processes.AVAILABLE else []
     except (OSError, RuntimeError) as error:
@@ -39,7 +39,7 @@ async def check_owner(child: Child) -> NotUp | None:
         PortTaken: somebody does.
     """
     match await foreign_owner(child):
-        case processes.Owner() as owner:
+        case listeners.Owner() as owner:
             raise PortTaken(
                 host=child.profile.host,
                 port=child.port,

@@ -10,7 +10,7 @@ from typing import Final
 import anyio
 
 from supervisor.linux.exhaustion import look
-from supervisor.linux.processes import Session, Usage
+from supervisor.linux.usage import Session, Usage
 from supervisor.timing.limits import sleep_running
 
 _SAMPLE_S: Final = 0.25

@@ -18,7 +18,7 @@ from supervisor import events
 from supervisor.child import Child
 from supervisor.emitter import Emitter
 from supervisor.errors import LoadStalled, NotReady, ReadinessTimeout
-from supervisor.linux import processes
+from supervisor.linux import listeners, usage
 from supervisor.linux.exhaustion import look
 from supervisor.logs.pump import LogPump
 from supervisor.process.process import Process
@@ -58,7 +58,7 @@ async def wait_for_load(child: Child, process: Process, pump: LogPump, hint: Hin
         emit(events.LoadProgress(bytes=done, total_bytes=total, bytes_per_s=rate, eta_s=eta_s))
 
     meter = LoadMeter(
-        processes.Session(process.pid, child.cookie),
+        usage.Session(process.pid, child.cookie),
         child.profile.weights,
         bytes_logged=lambda: pump.bytes_seen,
         probes_answered=lambda: polling.answered,
@@ -153,7 +153,7 @@ class _OtherPorts:
         """A remark in brackets, or nothing; /proc is looked at once a second at most."""
         child = self._child
         if time.monotonic() - self._looked_at >= _LOOK_AROUND_S and child.pid:
-            ports = await look(partial(processes.listening_ports, child.pid, child.cookie)) or ()
+            ports = await look(partial(listeners.listening_ports, child.pid, child.cookie)) or ()
             self._ports, self._looked_at = [port for port in ports if port != child.port], time.monotonic()
         return f" (the child listens on port {', '.join(map(str, self._ports))} instead)" if self._ports else ""
 

@@ -16,7 +16,7 @@ from typing import Final
 import anyio
 
 from supervisor.child import Child
-from supervisor.linux import processes
+from supervisor.linux import listeners, processes, usage
 from supervisor.linux.exhaustion import look
 from supervisor.readiness.identity import foreign_owner
 from supervisor.readiness.probe import NotUp, Why, get_text, probe
@@ -65,7 +65,7 @@ class Watchdog:
         liveness = self.child.profile.liveness
         worked_at, before = time.monotonic(), await self._counters()
         assert self.child.pid
-        session = processes.Session(self.child.pid, self.child.cookie)
+        session = usage.Session(self.child.pid, self.child.cookie)
         used, used_at = await _usage(session), time.monotonic()
         checks = 0
         foreign: NotUp | None = None
@@ -104,14 +104,14 @@ class Watchdog:
 
     async def _foreign(self) -> NotUp | None:
         match await foreign_owner(self.child):
-            case processes.Owner() as owner:
+            case listeners.Owner() as owner:
                 pid, command = owner.pid, owner.command(self.child.redact)
                 who = f"pid {pid} ({command})" if pid else "a process that this user cannot see"
                 return NotUp(why=Why.FOREIGN, detail=f"{who} listens on {self.child.host}:{self.child.port} too")
             case failure:
                 return failure
 
-    async def _infer(self, session: processes.Session) -> NotUp | None:
+    async def _infer(self, session: usage.Session) -> NotUp | None:
         for step in self.steps:
             before, used, began = await self._counters(), await _usage(session), time.monotonic()
             failure = await self.run_step(step)
@@ -141,11 +141,11 @@ class Watchdog:
         return None if text is None else "\n".join(m[0] for m in re.finditer(liveness.counters_pattern, text)) or None
 
 
-async def _usage(session: processes.Session) -> processes.Usage | None:
+async def _usage(session: usage.Session) -> usage.Usage | None:
     return await look(session.usage) if processes.AVAILABLE else None
 
 
-def _worked(before: processes.Usage | None, after: processes.Usage | None, took_s: float) -> bool:
+def _worked(before: usage.Usage | None, after: usage.Usage | None, took_s: float) -> bool:
     if before is None or after is None:
         return False
     moved = after.bytes_read + after.bytes_written - before.bytes_read - before.bytes_written

@@ -15,7 +15,7 @@ import pytest
 from supervisor import Health, Hooks, Liveness, Secret, Timeouts, supervise
 from supervisor import events as ev
 from supervisor.errors import ChildUnresponsive, ProfileError, ReadinessTimeout, SupervisorError
-from supervisor.linux import processes
+from supervisor.linux import listeners, processes
 from supervisor.process.spawn import accepts, free_port
 from supervisor.redact import Redactor
 from support import FAKE, ROOT, Recorder, fake_profile
@@ -85,7 +85,7 @@ except PortTaken as error:
 
 async def test_a_child_that_may_not_be_looked_at_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child whose descriptors are unreadable is known by the user to whom the listening socket belongs."""
-    monkeypatch.setattr(processes, "_descriptors", lambda _: None)
+    monkeypatch.setattr(listeners, "_descriptors", lambda _: None)
     assert "child.ready" in (await until_ready()).names
 
 
@@ -107,7 +107,7 @@ def test_a_command_line_is_masked_before_it_is_cut() -> None:
     """A key that stands where a long command line is cut does not show its first half."""
     key = "made-up-key-" + "k" * 40
     for width in range(60, 120):
-        owner = processes.Owner(pid=1, argv=("x" * width, key), mine=False)
+        owner = listeners.Owner(pid=1, argv=("x" * width, key), mine=False)
         assert "made" not in str(owner.command(Redactor((Secret(key),))))
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from conftest import descriptors
 from supervisor.errors import SpawnError
-from supervisor.process import process as process_module
+from supervisor.process.exits import ExitReport
 from supervisor.process.process import Process
 from support import FAKE, alive
 
@@ -128,7 +128,7 @@ def _until_gone(pids: list[int], limit_s: float = 10) -> None:
         time.sleep(0.005)
 
 
-async def _run(code: str) -> process_module.ExitReport:
+async def _run(code: str) -> ExitReport:
     child = Process.start([sys.executable, "-I", "-S", "-c", code], env=ENV, cwd=None)
     with anyio.fail_after(20):
         await child.watch()
@@ -182,7 +182,7 @@ async def test_the_group_number_stays_taken_until_close() -> None:
     with anyio.fail_after(20):
         await child.watch()
     assert Path(f"/proc/{child.pid}").exists()
-    child.signal_all(signal.SIGKILL)
+    child.signal_all(signal.SIGKILL, {})
     child.close()
     assert not Path(f"/proc/{child.pid}").exists()
 

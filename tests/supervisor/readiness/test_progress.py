@@ -14,7 +14,7 @@ import pytest
 
 from supervisor import Timeouts, supervise
 from supervisor.errors import LoadStalled
-from supervisor.linux import processes
+from supervisor.linux import processes, usage
 from supervisor.readiness.progress import LoadMeter
 from support import fake_profile
 
@@ -42,7 +42,7 @@ def running(work: str) -> Iterator[int]:
 
 def meter(session: int) -> LoadMeter:
     return LoadMeter(
-        processes.Session(session),
+        usage.Session(session),
         (),
         bytes_logged=lambda: 0,
         probes_answered=lambda: 0,
