@@ -17,7 +17,7 @@ SupervisorError                  base; `cli_status` is the exit code of `supervi
 └── IllegalState             1   an operation that the present state forbids
 
 Errors carry fields; the message is built from them, in the order what happened, what was seen, what to try. A `tail`
-holds the child's last log lines, already redacted. Over 250 lines because it is a list: each error stands alone.
+holds the child's last log lines, already redacted.
 """
 
 from __future__ import annotations

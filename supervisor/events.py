@@ -1,7 +1,5 @@
 """States, events, and the table of legal transitions. Pure: no I/O, no clock.
 
-Over 250 lines because it is a list: each event stands alone.
-
 An event that enters a state says so in `enters`; the emitter refuses a transition that `TRANSITIONS` does not list.
 Every event carries `elapsed_s` (seconds since `supervise` began, from the monotonic clock, so a snapshot's suspension
 counts) and `unix_s` (wall clock); whoever emits one leaves them out.

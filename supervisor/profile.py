@@ -2,8 +2,6 @@
 
 Times are seconds (`_s`), sizes are bytes (`_bytes`). A wrong value raises `ProfileError`, which names the field, the
 value and what is allowed.
-
-Over 250 lines because a profile is read in one place, parts and limits included.
 """
 
 from __future__ import annotations

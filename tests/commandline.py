@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from support import FAKE
+
 
 @contextmanager
 def supervise(
@@ -42,3 +44,11 @@ def events_until(process: subprocess.Popen[str], name: str) -> list[dict[str, An
         if seen[-1]["event"] == name:
             return seen
     raise AssertionError(f"no {name} in {seen}")
+
+
+FAKE_ARGV = [sys.executable, "-I", "-S", str(FAKE), "--port", "{port}"]
+
+
+def exec_json(*flags: str, options: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """`exec` of the fake server with JSON logs."""
+    return ("exec", "--log-format", "json", *options, "--", *FAKE_ARGV, *flags)

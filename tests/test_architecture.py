@@ -24,15 +24,8 @@ LONGEST = 400
 NOT_YET_SPLIT = {
     "modal_entry/rehearsal/control_plane.py",
     "supervisor/profile.py",
-    "tests/gpu/snapshot.py",
-    "tests/modal_entry/pipeline/test_build.py",
     "tests/modal_entry/serving/test_entries.py",
-    "tests/supervisor/cli/test_cli.py",
-    "tests/supervisor/cli/test_cli_parts.py",
-    "tests/supervisor/engines/test_llama_cpp.py",
-    "tests/supervisor/lifecycle/test_lifecycle.py",
     "tests/supervisor/logs/test_sink.py",
-    "tests/supervisor/test_redact.py",
     "tests/system/test_modal_rehearsal.py",
 }
 

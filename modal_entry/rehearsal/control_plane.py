@@ -6,8 +6,6 @@ and never built, nobody acts on the request for a snapshot, and an input waits f
 
 It listens on a Unix socket: gVisor refuses to save a TCP socket on which an event loop waits, and no proxy variable of
 a restored environment comes between. So it survives a checkpoint of the sandbox in which it runs.
-
-Over 250 lines because it is a list: each RPC stands alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""One run of the server: spawn, load, warm up, serve, seal, resume, teardown. The program counter is the state.
-
-Over 250 lines because a run is read from top to bottom: split, its state would be spread over files.
-"""
+"""One run of the server: spawn, load, warm up, serve, seal, resume, teardown. The program counter is the state."""
 
 from __future__ import annotations
 
