@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-__all__ = ["Outcome", "Report", "Row"]
+__all__ = ["Outcome", "Row", "SmokeReport"]
 
 Outcome = Literal["ok", "failed", "skipped"]
 
@@ -40,7 +40,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class SmokeReport:
     """A whole smoke test.
 
     Attributes:

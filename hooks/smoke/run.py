@@ -22,7 +22,7 @@ from hooks.http.ask import ask
 from hooks.http.dialect import Unsupported, loading_words
 from hooks.http.retry import TRANSIENT, NeverAnswered, Patience, words
 from hooks.smoke.checks import CHECKS, Doubt, Moot, Passed
-from hooks.smoke.report import Outcome, Report, Row
+from hooks.smoke.report import Outcome, Row, SmokeReport
 from hooks.smoke.wake import Wake
 from supervisor.errors import require
 
@@ -99,7 +99,7 @@ async def smoke(
     dialects: Sequence[Dialect] = (),
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     on_start: Callable[[str], None] = lambda _: None,
-) -> Report:
+) -> SmokeReport:
     """Waits for the endpoint, then runs the checks one by one; a failed one does not stop the others.
 
     Args:
@@ -129,7 +129,7 @@ async def smoke(
             # What the user named is not skipped.
             insisted = name in (*options.only, *options.must)
             rows.append(replace(row, outcome="failed") if row.outcome == "skipped" and insisted else row)
-    return Report(url=endpoint.url, model=endpoint.model, rows=tuple(rows), took_s=time.monotonic() - began)
+    return SmokeReport(url=endpoint.url, model=endpoint.model, rows=tuple(rows), took_s=time.monotonic() - began)
 
 
 def _check_of(

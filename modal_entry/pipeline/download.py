@@ -14,8 +14,9 @@ from filelock import Timeout
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
 
 from hooks.artifacts.files import sha256_of
+from hooks.artifacts.inventory import Artifact, take_inventory
 from hooks.artifacts.marker import MARKER, Marker
-from hooks.artifacts.step import Artifact, ArtifactError, verify
+from hooks.artifacts.step import ArtifactError
 from modal_entry.pipeline.commands import host_lock
 from modal_entry.pipeline.hub import DownloadError, Hub, Remote, worth_retrying
 from supervisor.errors import ProfileError
@@ -86,7 +87,7 @@ def download(
         raise ProfileError(field="token", value=token, allowed="visible ASCII without spaces (it is a header)")
     root.mkdir(parents=True, exist_ok=True)
     with _alone(root, repo_id):
-        report = verify(root, files, hashes=False, repo=repo_id, revision=revision)
+        report = take_inventory(root, files, hashes=False, repo=repo_id, revision=revision)
         if report.marker and not report.problems:
             log.info("download.nothing_to_do", repo=repo_id, commit=report.marker.commit, root=str(root))
             return Downloaded(marker=report.marker, fetched=(), kept=tuple(item.path for item in files))
@@ -160,14 +161,14 @@ def _fetch(hub: Hub, commit: str, root: Path, item: Artifact, remote: Remote, sl
         promised = Artifact(
             path=item.path, kind=item.kind, size_bytes=remote.size_bytes or None, sha256=remote.sha256 or item.sha256
         )
-        (row,) = verify(root, [promised], hashes=True).rows
+        (row,) = take_inventory(root, [promised], hashes=True).files
         if row.problems:
             (root / item.path).unlink(missing_ok=True)  # or the client would take it for done the next time
             problems = tuple(f"{item.path}: {problem}" for problem in row.problems)
             if remote.sha256 and row.sha256 == remote.sha256:
                 detail = f"{'; '.join(problems)}. The hash is the one that the hub gives: choose another revision"
                 raise DownloadError(repo=hub.repo, problem="damaged at its source", detail=detail)
-            raise ArtifactError(root, problems)
+            raise ArtifactError(root, problems, "run download_model again")
         took_s = round(time.monotonic() - began, 1)
         log.info("download.verified", file=item.path, sha256=row.sha256, took_s=took_s)
         return row.sha256 or sha256_of(root / item.path)

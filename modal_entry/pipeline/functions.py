@@ -17,7 +17,7 @@ from modal_entry.serving.pinned import environment
 from modal_entry.serving.volumes import builds_volume, models_volume
 
 if TYPE_CHECKING:
-    from hooks.smoke.report import Report
+    from hooks.smoke.report import SmokeReport
     from modal_entry.pipeline.releases import Releases
     from modal_entry.serving.deployment import Deployment
 
@@ -155,6 +155,6 @@ def smoke(deployment: Deployment, url: str, *, idle_then_wake_s: float) -> None:
             console.print(f"{began() - start:4.0f} s: {running[-1]}", style="dim")
             await anyio.sleep(_PROGRESS_S)
 
-    reports: list[Report] = []
+    reports: list[SmokeReport] = []
     anyio.run(main)
     sys.exit(0 if reports[0].ok else 4)

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from hooks.artifacts.step import DOWNLOAD, Artifact, Report, Row, verify
+from hooks.artifacts.inventory import Artifact, FoundFile, Inventory, take_inventory
 from modal_entry.pipeline.manifest import BINARY, Manifest, check_build
 from supervisor.engines.llama_cpp import capabilities
 from supervisor.errors import SupervisorError
@@ -49,7 +49,7 @@ def inspect_volumes(
     repo: str | None = None,
     revision: str | None = None,
     hashes: bool = True,
-    mend: str = DOWNLOAD,
+    mend: str = "run download_model",
     mend_build: str = "run build_llama_server",
     console: Console | None = None,
 ) -> int:
@@ -73,7 +73,7 @@ def inspect_volumes(
 
     # A log has no width; the 80 columns that are assumed otherwise would break every cell.
     console = console or Console(width=None if sys.stdout.isatty() else 160)
-    report = verify(root, artifacts, hashes=hashes, repo=repo, revision=revision)
+    report = take_inventory(root, artifacts, hashes=hashes, repo=repo, revision=revision)
     found = inspect_build(build, architecture) if build is not None else None
     _print_model(console, report, hashes)
     if found is not None:
@@ -151,7 +151,7 @@ def _ask(folder: Path) -> tuple[str, list[str]]:
     return f"{len(flags)}; {' or '.join(unmapped) or 'nothing'} keeps the weights in memory", problems
 
 
-def _print_model(console: Console, report: Report, hashes: bool) -> None:
+def _print_model(console: Console, report: Inventory, hashes: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -162,12 +162,12 @@ def _print_model(console: Console, report: Report, hashes: bool) -> None:
     table = Table(title=Text(f"{report.root}: {origin}"), title_justify="left")
     for column in ("file", "bytes", "sha256", "architecture", "quantisation", "context", "template", "verdict"):
         table.add_column(column, overflow="fold", justify="right" if column in ("bytes", "context") else "left")
-    for row in report.rows:
+    for row in report.files:
         table.add_row(*map(Text, _cells(row, hashes)))
     console.print(table)
 
 
-def _cells(row: Row, hashes: bool) -> list[str]:
+def _cells(row: FoundFile, hashes: bool) -> list[str]:
     size = "" if row.size_bytes is None else f"{row.size_bytes:,}"
     digest = (row.sha256 or "")[:12] or ("" if hashes else "not hashed")
     verdict = "; ".join(problem.partition(":")[0] for problem in row.problems) or "ok"

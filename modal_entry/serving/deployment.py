@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from hooks.artifacts.step import Artifact
+    from hooks.artifacts.inventory import Artifact
     from hooks.contract.findings import Finding
     from supervisor import Hooks, Profile, Secret
     from supervisor.steps import Step
@@ -120,9 +120,9 @@ class Deployment:
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
         """All files, as the download and the checks see them."""
-        from hooks.artifacts.step import Artifact
+        from hooks.artifacts.inventory import Artifact
 
-        return tuple(Artifact(path=name) for name in (self.weights, self.mmproj) if name)
+        return tuple(Artifact(path=name, kind="gguf") for name in (self.weights, self.mmproj) if name)
 
     @property
     def memory_mib(self) -> int:
@@ -197,7 +197,13 @@ class Deployment:
         from hooks.warmup.steps import Ping
         from supervisor import Hooks
 
-        present = ArtifactsPresent(root=self.folder, artifacts=self.artifacts, repo=self.repo, revision=self.revision)
+        present = ArtifactsPresent(
+            root=self.folder,
+            artifacts=self.artifacts,
+            repo=self.repo,
+            revision=self.revision,
+            mend="run download_model",
+        )
         contract = SnapshotContract(remounted=(volumes.MODELS, volumes.BUILDS), on_findings=on_findings)
         golden = [replace(answer, deadline_s=_GOLDEN_S) for answer in goldens(mmproj=self.mmproj is not None)]
         return Hooks(

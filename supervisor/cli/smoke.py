@@ -14,7 +14,7 @@ from supervisor.errors import ProfileError, require
 from supervisor.redact import Secret
 
 if TYPE_CHECKING:
-    from hooks.smoke.report import Report
+    from hooks.smoke.report import SmokeReport
 
 __all__ = ["smoke"]
 
@@ -67,7 +67,7 @@ def smoke(out: TextIO | None, **given: Any) -> int:
     return 0 if report.ok else 4 if report.answered else 3
 
 
-def _run(given: dict[str, Any]) -> Report:
+def _run(given: dict[str, Any]) -> SmokeReport:
     # The other commands start without these imports, HTTP client included.
     import anyio
     from rich.console import Console
@@ -99,7 +99,7 @@ def _run(given: dict[str, Any]) -> Report:
     )
     with Console(stderr=True).status("") as status:  # silent unless stderr is a terminal
 
-        async def run() -> Report:
+        async def run() -> SmokeReport:
             return await check(endpoint, options, dialects=DIALECTS, on_start=lambda name: status.update(f"{name} ..."))
 
         return anyio.run(run)

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hooks.artifacts.inventory import Artifact
 from hooks.artifacts.marker import MARKER
-from hooks.artifacts.step import Artifact
 from modal_entry.pipeline.download import download
 from supervisor.redact import Secret
 
@@ -30,7 +30,7 @@ def main() -> None:
     try:
         done = download(
             order["repo"],
-            [Artifact(**fields) for fields in order["files"]],
+            [Artifact(**({"kind": "gguf"} | fields)) for fields in order["files"]],
             order["revision"],
             root,
             token=Secret(order["token"]) if order.get("token") else None,

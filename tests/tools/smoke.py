@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hooks.http.endpoint import Endpoint
-from hooks.smoke.report import Report, Row
+from hooks.smoke.report import Row, SmokeReport
 from supervisor.child import Child
 from supervisor.engines.llama_cpp import LLAMA_CPP
 from supervisor.redact import Secret
@@ -24,16 +24,16 @@ def endpoint_of(child: Child, **fields: Any) -> Endpoint:
     return Endpoint(**(given | fields))
 
 
-def failed(report: Report) -> set[str]:
+def failed(report: SmokeReport) -> set[str]:
     return {row.name for row in report.rows if row.outcome == "failed"}
 
 
-def row_of(report: Report, name: str) -> Row:
+def row_of(report: SmokeReport, name: str) -> Row:
     (row,) = [row for row in report.rows if row.name == name]
     return row
 
 
-def number(report: Report, name: str, measure: str) -> float:
+def number(report: SmokeReport, name: str, measure: str) -> float:
     value = row_of(report, name).numbers[measure]
     assert value is not None
     return value

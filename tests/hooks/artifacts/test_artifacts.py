@@ -18,8 +18,9 @@ import pytest
 from rich.console import Console
 
 from fakes.gguf_files import header, pair, tensor, text, write_gguf
+from hooks.artifacts.inventory import Artifact, take_inventory
 from hooks.artifacts.marker import MARKER, Marker, MarkerError
-from hooks.artifacts.step import Artifact, ArtifactError, ArtifactsPresent, verify
+from hooks.artifacts.step import ArtifactError, ArtifactsPresent
 from modal_entry.pipeline.inspection import inspect_build, inspect_volumes
 from supervisor.child import Child
 from supervisor.errors import ProfileError
@@ -27,7 +28,7 @@ from supervisor.redact import Redactor
 from support import FAKE, fake_profile
 
 MODEL, TEMPLATE = "tiny.gguf", "templates/chat.jinja"
-ARTIFACTS = (Artifact(path=MODEL), Artifact(path=TEMPLATE, kind="file"))
+ARTIFACTS = (Artifact(path=MODEL, kind="gguf"), Artifact(path=TEMPLATE, kind="file"))
 REPO = "someone/tiny-GGUF"
 
 
@@ -44,7 +45,7 @@ def root(tmp_path: Path) -> Path:
 
 def found(root: Path, *, hashes: bool = False, **wanted: Any) -> tuple[str, ...]:
     """What is wrong with the folder."""
-    return verify(root, wanted.pop("artifacts", ARTIFACTS), hashes=hashes, **wanted).problems
+    return take_inventory(root, wanted.pop("artifacts", ARTIFACTS), hashes=hashes, **wanted).problems
 
 
 def guard(step: ArtifactsPresent, **fields: Any) -> None:
@@ -55,8 +56,8 @@ def guard(step: ArtifactsPresent, **fields: Any) -> None:
 
 def test_a_whole_folder_has_no_problems(root: Path) -> None:
     """Sizes, hashes, header and marker agree; the report holds what a table needs."""
-    report = verify(root, ARTIFACTS, hashes=True, repo=REPO, revision="main")
-    model, template = report.rows
+    report = take_inventory(root, ARTIFACTS, hashes=True, repo=REPO, revision="main")
+    model, template = report.files
     assert report.problems == ()
     assert model.sha256 == hashlib.sha256((root / MODEL).read_bytes()).hexdigest()
     assert model.gguf is not None
@@ -144,9 +145,9 @@ def test_what_the_profile_says_counts_as_well(root: Path) -> None:
         {"sha256": "0" * 64},
     ]
     for fields in wrong:
-        (problem,) = found(root, artifacts=[Artifact(path=MODEL, **fields)], hashes=True)
+        (problem,) = found(root, artifacts=[Artifact(path=MODEL, kind="gguf", **fields)], hashes=True)
         assert "the profile says" in problem
-    right = Artifact(path=MODEL, size_bytes=size, min_bytes=size, max_bytes=size)
+    right = Artifact(path=MODEL, kind="gguf", size_bytes=size, min_bytes=size, max_bytes=size)
     assert found(root, artifacts=[right]) == ()
 
 
@@ -182,7 +183,7 @@ def test_unknown_tensor_types_need_another_witness(root: Path) -> None:
 def test_impossible_artifacts_are_refused(fields: dict[str, Any]) -> None:
     """Paths stay below the folder, sizes are positive, hashes are hashes."""
     with pytest.raises(ProfileError, match=r"artifact\."):
-        Artifact(**fields)
+        Artifact(**({"kind": "file"} | fields))
 
 
 def test_the_marker_is_written_in_one_step(root: Path) -> None:
@@ -230,6 +231,23 @@ def test_the_step_says_which_file_what_and_how_to_mend_it(root: Path) -> None:
     assert "tiny.gguf: truncated: the tensor table needs" in said
     assert "templates/chat.jinja: missing" in said
     assert said.endswith(f"To mend it: {mend}")
+
+
+def test_no_command_is_recommended_that_nobody_configured(root: Path) -> None:
+    """The command that mends a folder comes from whoever made the Step; without one, the error names none."""
+    (root / MODEL).unlink()
+    with pytest.raises(ArtifactError) as caught:
+        guard(ArtifactsPresent(root=root, artifacts=ARTIFACTS))
+    assert str(caught.value).endswith(f"{MODEL}: missing")
+
+
+def test_a_file_of_any_format_is_no_gguf_unless_it_is_said_to_be(root: Path) -> None:
+    """The header is read where the artifact says so: the same bytes are a good file, and no GGUF."""
+    (root / MODEL).write_bytes(b"safetensors")
+    (plain,) = take_inventory(root, [Artifact(path=MODEL, kind="file", size_bytes=11)], hashes=False).files
+    (gguf,) = take_inventory(root, [Artifact(path=MODEL, kind="gguf", size_bytes=11)], hashes=False).files
+    assert [problem for problem in plain.problems if "marker" not in problem] == []
+    assert any(problem.startswith("not a GGUF") for problem in gguf.problems)
 
 
 def test_the_step_refuses_weights_that_nobody_verified(root: Path) -> None:

@@ -61,9 +61,9 @@ def test_smoke_of_a_dead_endpoint() -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("ftp://a", "--open"), "url='ftp://a' is not valid"),
+        (("ftp://a", "--open"), "URL='ftp://a' is not valid"),
         (("http://a", "--api-key-env", "NO_SUCH"), "NO_SUCH='' is not valid: it must be a non-blank string"),
-        (("http://a", "--open", "--skip", "everything"), "skip='everything' is not valid"),
+        (("http://a", "--open", "--skip", "everything"), "--skip='everything' is not valid"),
         (("http://a", "--open", "--json", "/no/such/folder/o"), "No such file or directory"),
         (("http://a", "--slots", "two"), "not a valid integer"),
         (

@@ -13,7 +13,7 @@ from rich.console import Console
 from hooks.http.answer import Answer, BadAnswer
 from hooks.http.endpoint import Endpoint, Exchange
 from hooks.http.stream import _read
-from hooks.smoke.report import Report, Row
+from hooks.smoke.report import Row, SmokeReport
 from hooks.smoke.run import Options, smoke
 from supervisor.errors import ProfileError
 from supervisor.redact import Redactor, Secret
@@ -123,7 +123,7 @@ def test_a_report_in_words() -> None:
         Row(name="wait", outcome="ok", took_s=0.5, detail="up", evidence=("GET /health: HTTP 200",)),
         Row(name="text", outcome="failed", took_s=1.23456, detail="bad [/red] [bold]", evidence=("HTTP 500, [x]",)),
     )
-    report = Report(url="http://a", model="m", rows=rows, took_s=2.0)
+    report = SmokeReport(url="http://a", model="m", rows=rows, took_s=2.0)
     out = io.StringIO()
     Console(file=out, width=100).print(report.table())
     assert "http://a  (m): 1 of 2 failed, 2.0 s" in out.getvalue()

@@ -15,8 +15,8 @@ import pytest
 
 from fakes.gguf_files import header, padded, pair, tensor, text, write_gguf
 from fakes.hub_server import COMMIT, REPO, Hub, serving
+from hooks.artifacts.inventory import Artifact, take_inventory
 from hooks.artifacts.marker import MARKER, Marker
-from hooks.artifacts.step import Artifact, verify
 from modal_entry.pipeline.commands import host_lock
 from support import FAKE
 
@@ -80,7 +80,8 @@ def run(hub: Hub | None, root: Path, **order: Any) -> Outcome:
 
 def whole(root: Path) -> bool:
     """Whether the folder holds everything, by hash."""
-    return not verify(root, [Artifact(**fields) for fields in FILES], hashes=True, repo=REPO, revision="main").problems
+    files = [Artifact(**({"kind": "gguf"} | fields)) for fields in FILES]
+    return not take_inventory(root, files, hashes=True, repo=REPO, revision="main").problems
 
 
 def leftovers(root: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hooks.artifacts.step import Artifact, ArtifactsPresent
+from hooks.artifacts import Artifact, ArtifactsPresent
 from hooks.contract.step import SnapshotContract
 from hooks.golden.step import Golden
 from hooks.warmup.steps import Ping, Text
@@ -12,7 +12,7 @@ from supervisor import Hooks
 
 
 def artifacts_present(tmp: Path) -> Hooks:
-    return Hooks(before_start=(ArtifactsPresent(root=tmp, artifacts=(Artifact(path="model.gguf"),)),))
+    return Hooks(before_start=(ArtifactsPresent(root=tmp, artifacts=(Artifact(path="model.gguf", kind="gguf"),)),))
 
 
 def warmed(_: Path) -> Hooks:
