@@ -106,7 +106,7 @@ def _translated(name: str) -> Iterator[None]:
         raise
     except SupervisorError as error:
         for line in _lines(error):
-            error.add_note(line)
+            error.add_note(f"    {line}")
         raise
     except (Exception, SystemExit) as error:
         text = error.msg if isinstance(error, SyntaxError) else str(error)
