@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from supervisor.profile import Profile
 from supervisor.redact import Redactor
 
 if TYPE_CHECKING:
     import httpx
+
+
+_PLACEHOLDER: Final = re.compile(r"\{\{(?:host|port)\}\}|\{(host|port)\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +61,10 @@ class Child:
         return own | key
 
     def fill(self, text: str) -> str:
-        """Substitutes `{host}` and `{port}`."""
+        """Substitutes `{host}` and `{port}`; `{{host}}` and `{{port}}` stand for these words themselves."""
+        values = {"host": self.profile.host, "port": str(self.port) if self.port else "{port}"}
         # Not str.format: arguments hold JSON with braces of its own.
-        text = text.replace("{host}", self.profile.host)
-        return text.replace("{port}", str(self.port)) if self.port else text
+        return _PLACEHOLDER.sub(lambda found: found[0][1:-1] if found[0][1] == "{" else values[found[1]], text)
 
     def client(self, *, timeout_s: float | None = None, with_key: bool = True) -> httpx.AsyncClient:
         """A fresh client for the server; close it (`async with`) before the Step returns: a seal allows no open socket.

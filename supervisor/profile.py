@@ -271,7 +271,8 @@ class Profile:
 
     Attributes:
         name: for people and logs.
-        command: argv; `{host}` and `{port}` are substituted in every argument and in every value of `env`.
+        command: argv; `{host}` and `{port}` are substituted in every argument and in every value of `env`;
+            `{{port}}` gives the word `{port}`.
         env: variables of the child; `Secret` values are masked wherever they are printed.
         inherit_env: names (or shell patterns) of the host's variables that reach the child as well.
         cwd: working directory of the child; None: the host's.
@@ -318,7 +319,7 @@ class Profile:
         host = isinstance(self.host, str) and bool(re.fullmatch(r"[^\s/\0]+", self.host))
         require(host, "host", self.host, "a host name or IP")
         _count("port", self.port, 0, 65_535)
-        if self.port == 0 and not any("{port}" in text for text in texts.values()):
+        if self.port == 0 and not any("{port}" in text.replace("{{port}}", "") for text in texts.values()):
             raise ProfileError(
                 field="port", value=0, allowed="a port number, or '{port}' must stand in the command or env"
             )
