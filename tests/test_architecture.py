@@ -22,8 +22,6 @@ MODULES = {
 }
 LONGEST = 400
 NOT_YET_SPLIT = {
-    "modal_entry/rehearsal/control_plane.py",
-    "supervisor/profile.py",
     "tests/modal_entry/serving/test_entries.py",
     "tests/supervisor/logs/test_sink.py",
     "tests/system/test_modal_rehearsal.py",

@@ -13,6 +13,7 @@ import subprocess
 from typing import Final
 
 from supervisor.linux import processes
+from supervisor.process.popen import popen
 
 # What it reads: `child PID PIPE PIPE` once, the inodes being those of the child's stdout and stderr; then `stray PID
 # TICKS` for each member that neither session nor cookie tells, TICKS being when it began. Until it has read the first,
@@ -92,14 +93,13 @@ class Guardian:
         Raises:
             OSError: there is no /bin/sh, or no process or descriptor to be had.
         """
-        self._popen = subprocess.Popen(
+        self._popen = popen(
             ("/bin/sh", "-c", _SCRIPT, "sh", cookie),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd="/",
             env={"PATH": os.defpath, "LC_ALL": "C"},
-            start_new_session=True,
         )
         assert self._popen.stdin and self._popen.stdout
         self.pid: Final = self._popen.pid

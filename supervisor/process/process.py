@@ -24,6 +24,7 @@ from supervisor.linux.listeners import owners
 from supervisor.linux.processes import COOKIE
 from supervisor.process.exits import ExitReport, exit_fd, signal_name
 from supervisor.process.guardian import Guardian
+from supervisor.process.popen import popen
 
 _GUARDIANS: Final = 5  # of one child, when somebody keeps ending them
 
@@ -75,14 +76,13 @@ class Process:
                 argv=tuple(argv), reason=f"its guardian /bin/sh did not start: {error.strerror}"
             ) from error
         try:
-            popen = subprocess.Popen(
+            started = popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 cwd=cwd,
                 env=env,
-                start_new_session=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
             guardian.dismiss()
@@ -91,10 +91,10 @@ class Process:
             guardian.strike()
             raise
         try:
-            return cls(popen, guardian, cookie)
+            return cls(started, guardian, cookie)
         except BaseException as error:  # out of descriptors for the pidfd, or of threads in its place; an interrupt
-            with popen:
-                os.killpg(popen.pid, signal.SIGKILL)
+            with started:
+                os.killpg(started.pid, signal.SIGKILL)
             guardian.dismiss()
             if isinstance(error, OSError | RuntimeError):
                 raise SpawnError(argv=tuple(argv), reason=_spawn_reason(error, cwd)) from error
