@@ -139,22 +139,21 @@ def smoke(deployment: Deployment, url: str, *, idle_then_wake_s: float) -> None:
         idle_s=idle_then_wake_s or None,
     )
     console = Console()
-    began, running = anyio.current_time, ["wait for the endpoint; at zero it answers 503 until a container is up"]
+    running = ["wait"]
 
-    async def main() -> None:
+    async def main() -> SmokeReport:
         async with anyio.create_task_group() as group:
             group.start_soon(progress)
             report = await check(endpoint, options, on_start=running.append)
             console.print(report.table())
             group.cancel_scope.cancel()
-        reports.append(report)
+        return report
 
     async def progress() -> None:
-        start = began()
+        began = anyio.current_time()
         while True:
-            console.print(f"{began() - start:4.0f} s: {running[-1]}", style="dim")
+            name = "waiting; at zero it answers 503 until a container is up" if running[-1] == "wait" else running[-1]
+            console.print(f"{anyio.current_time() - began:4.0f} s: {name}", style="dim")
             await anyio.sleep(_PROGRESS_S)
 
-    reports: list[SmokeReport] = []
-    anyio.run(main)
-    sys.exit(0 if reports[0].ok else 4)
+    sys.exit(0 if anyio.run(main).ok else 4)

@@ -347,6 +347,14 @@ def test_any_doubt_about_a_build_is_exit_status_1(
     assert (status, words in out, "run build_llama_server" in out) == (1, True, True), out
 
 
+def test_a_build_for_another_gpu_is_a_doubt(tmp_path: Path) -> None:
+    """A whole build of another architecture would not run on the GPU of the deployment."""
+    folder = build_folder(tmp_path)
+    assert inspect_build(folder).doubts == ()
+    (doubt,) = inspect_build(folder, "80").doubts
+    assert doubt == "llama-server: built for architecture None, the GPU has 80"
+
+
 def test_a_binary_without_the_flags_is_a_doubt(tmp_path: Path) -> None:
     """A build that could only map its weights, or lacks a flag that every profile uses, is found before it serves."""
     omitted = ("--load-mode", "--no-mmap", "--jinja")

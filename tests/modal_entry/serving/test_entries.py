@@ -400,6 +400,7 @@ def test_smoke_from_the_entry(plane: ControlPlane, tmp_path: Path) -> None:
             with Cli(plane, *args, cwd=tmp_path, env={"API_KEY": KEY}) as cli:
                 assert cli.wait(60) == status, cli.output
             assert KEY not in cli.output
+            assert "503 until a container is up" in cli.output, "it says what it waits for"
 
 
 def test_a_server_without_snapshots_is_refused(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from modal_proto import api_pb2 as pb
 
 from fakes.modal_host import APP, KEY, Host, server_pid
 from hooks.artifacts.marker import Marker
-from modal_entry.rehearsal.container import Container
+from modal_entry.rehearsal.container import Container, run
 from modal_entry.rehearsal.control_plane import ControlPlane
 from modal_entry.rehearsal.programs import Cli, deploy
-from modal_entry.serving.deployment import Deployment
+from modal_entry.serving import Deployment, images
 from supervisor.errors import ProfileError
 from support import ROOT
 
@@ -107,10 +107,12 @@ def test_the_pipeline_runs_before_anything_is_promoted(plane: ControlPlane, host
     assert plane.seen("VolumeGetFile2") == []
 
 
-def test_staging_has_a_pointer_of_its_own_and_the_same_volumes(plane: ControlPlane, host: Host) -> None:
+def test_staging_has_a_pointer_of_its_own_and_the_same_volumes(plane: ControlPlane, host: Host, tmp_path: Path) -> None:
     """What is promoted in staging is not in production, and both read the volumes of one environment."""
     host.build("b2")
-    host.releases_of(host.home, "staging").promote("b2-sm89")
+    in_staging = {**host.env, "MODAL_ENVIRONMENT": "staging", "LLAMA_CPP_TAG": "b2"}  # as Modal, and the image, set it
+    cli, _ = run(plane, "--env", "staging", f"{APP}::promote", cwd=ROOT, home=tmp_path, env=in_staging)
+    assert cli.returncode == 0, cli.output
     cli = deploy(plane, "--env", "staging", str(APP), cwd=ROOT)
     assert cli.returncode == 0, cli.output
     assert pins(plane, plane.app("entry").functions["Entry"])["WARMBOOT_BUILD"].startswith("b2-sm89@")
@@ -186,6 +188,12 @@ def test_volumes_are_reloaded_before_a_cold_start_at_a_resume(plane: ControlPlan
         assert len(plane.seen("VolumeReload", running.task_id)) == reloads + 2
         running.terminate()
         assert running.wait() == 0
+
+
+def test_modals_proxy_authentication_is_an_option_of_the_sheet() -> None:
+    """By default the key alone guards, because plain OpenAI clients send none of Modal's headers."""
+    assert images.server(sheet())["unauthenticated"] is True
+    assert images.server(sheet(unauthenticated=False))["unauthenticated"] is False
 
 
 @pytest.mark.parametrize(("field", "value"), [("grace_s", 21.0), ("drain_s", 3601.0), ("gpu_use_gib", -1.0)])
