@@ -184,20 +184,17 @@ class DiedBeforeReady(NotReady):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class ReadinessTimeout(NotReady):
-    """`start_s` passed before the child was ready."""
+    """`start_s` passed before the child was ready. `may_still_load`: more time could help, by the last probe."""
 
     probes: int
     detail: str
+    may_still_load: bool = True
 
     @property
     def summary(self) -> str:
-        if self.detail.startswith("HTTP 4"):
-            hint = "A server answers, but not there: the health path may be wrong (`--health PATH`)."
-        else:
-            hint = "Raise the start timeout if the load was still moving."
+        hint = " Raise the start timeout if the load was still moving." if self.may_still_load else ""
         return (
-            f"not ready after {self.waited_s:.1f} s and {self.probes} probes; "
-            f"the last probe said: {self.detail}. {hint}"
+            f"not ready after {self.waited_s:.1f} s and {self.probes} probes; the last probe said: {self.detail}.{hint}"
         )
 
 

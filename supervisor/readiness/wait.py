@@ -35,10 +35,18 @@ _LOOK_AROUND_S: Final = 1.0  # between two looks for other ports while probes ar
 
 @dataclass(slots=True, kw_only=True)
 class Polling:
-    """How the wait goes, readable at any time: probes sent, how many reached a server, what the last one said."""
+    """How the wait goes, readable at any time.
+
+    Attributes:
+        probes: sent so far.
+        answered: how many of them reached a server.
+        last: why the last one failed; None: it succeeded, or there was none.
+        detail: the same in words.
+    """
 
     probes: int = 0
     answered: int = 0
+    last: NotUp | None = None
     detail: str = "no probe was sent"
 
 
@@ -69,7 +77,8 @@ async def wait_for_load(child: Child, process: Process, pump: LogPump, hint: Hin
         async with running_limit(limits.start_s):
             await poll_until_up(child, polling, hint, on_waiting=partial(report_waiting, emit))
             return
-        raise ReadinessTimeout(waited_s=0.0, probes=polling.probes, detail=polling.detail)
+        hopeless = polling.last is not None and polling.last.why in (Why.WRONG_PATH, Why.NOT_HTTP)
+        raise ReadinessTimeout(waited_s=0.0, probes=polling.probes, detail=polling.detail, may_still_load=not hopeless)
 
     async def stalled() -> None:
         await meter.until_stalled(limits.stall_s)
@@ -129,7 +138,7 @@ async def poll_until_up(child: Child, polling: Polling, hint: Hint, *, on_waitin
             polling.answered += not refused
             if not_up is None:
                 not_up = await check_owner(child) or await check_model(client, child)
-            polling.detail = not_up.detail if not_up else "up"
+            polling.last, polling.detail = not_up, not_up.detail if not_up else "up"
             if refused:
                 polling.detail += await others.describe()
             return not_up

@@ -58,7 +58,7 @@ SAMPLES: list[tuple[SupervisorError, int, list[str]]] = [
         3,
         ["600.0 s", "42 probes", "HTTP 503", "Raise the start timeout"],
     ),
-    (ReadinessTimeout(waited_s=9, probes=4, detail="HTTP 404: nothing"), 3, ["HTTP 404", "--health PATH"]),
+    (ReadinessTimeout(waited_s=9, probes=4, detail="port 1 speaks TLS", may_still_load=False), 3, ["speaks TLS."]),
     (
         OutOfResources(reason="can't start new thread", look_at="`ulimit -u`"),
         3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sys
 from urllib.parse import quote, quote_plus
 
 import anyio
@@ -24,7 +25,7 @@ from supervisor.redact import (
     secrets_in,
     secrets_named,
 )
-from support import Recorder, fake_profile
+from support import FAKE, Recorder, fake_profile
 
 KEY = "sk-0123456789abcdef"
 PIECE = 4  # characters of a secret's beginning that give something away
@@ -340,8 +341,9 @@ async def test_an_inherited_secret_reaches_no_event(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOUSE_TOKEN", "made-up-token-1")
     seen = Recorder()
     async with anyio.create_task_group() as tasks:
-        profile = fake_profile("--echo-secret", "made-up-token-1 ?key=made-up-token-2")
+        server = (sys.executable, "-I", "-S", str(FAKE), "--port", "{port}")
+        profile = fake_profile(command=("sh", "-c", 'echo "it is $HOUSE_TOKEN"; exec "$@"', "sh", *server))
         await tasks.start(supervise, profile, Hooks(observers=(seen,)))
         tasks.cancel_scope.cancel()
-    assert any(MASK in line for line in seen.lines())
+    assert f"it is {MASK}" in seen.lines()
     assert "made-up-token" not in repr(seen.events)
