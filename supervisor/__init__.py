@@ -12,35 +12,55 @@ if sys.platform == "win32":
 from supervisor import errors, events
 from supervisor.child import Child
 from supervisor.errors import SupervisorError
-from supervisor.events import Event, State
+from supervisor.events import Event, Level, State
 from supervisor.lifecycle.daemon import Daemon
 from supervisor.lifecycle.handle import Supervised
 from supervisor.lifecycle.supervise import supervise
-from supervisor.profile import Health, Liveness, LogLimits, Profile, Restart, Stop, Timeouts
+from supervisor.logs.sink import LogFormat, Sink
+from supervisor.profile import (
+    Accept,
+    Health,
+    Liveness,
+    LogLimits,
+    ParseLine,
+    Profile,
+    Restart,
+    Stop,
+    Timeouts,
+    accept_2xx,
+    plain_line,
+)
 from supervisor.redact import Redactor, Secret
 from supervisor.steps import Hooks, Observer, Step, step
 
 __all__ = [
+    "Accept",
     "Child",
     "Daemon",
     "Event",
     "Health",
     "Hooks",
+    "Level",
     "Liveness",
+    "LogFormat",
     "LogLimits",
     "Observer",
+    "ParseLine",
     "Profile",
     "Redactor",
     "Restart",
     "Secret",
+    "Sink",
     "State",
     "Step",
     "Stop",
     "Supervised",
     "SupervisorError",
     "Timeouts",
+    "accept_2xx",
     "errors",
     "events",
+    "plain_line",
     "step",
     "supervise",
 ]

@@ -27,6 +27,7 @@ from supervisor.logs.sink import LogFormat, Sink
 from supervisor.process.orphans import Orphans
 from supervisor.profile import Profile
 from supervisor.steps import Hooks, Observer
+from supervisor.timing.racing import alongside
 
 _CHAT: Final = {"messages": [{"role": "user", "content": "Write one sentence about the sea."}], "max_tokens": 48}
 _FLUSH_S: Final = 1.0  # for the last line, on a terminal or pipe that may be blocked
@@ -74,25 +75,21 @@ def run(profile: Profile, hooks: Hooks, *, log_format: LogFormat, key_variable: 
 async def _serve(
     profile: Profile, hooks: Hooks, notifier: Notifier, signals: Signals, orphans: Orphans
 ) -> SupervisorError | None:
-    error: SupervisorError | None = None
-    async with anyio.create_task_group() as tasks:
+    supervision = anyio.CancelScope()
 
-        async def listen() -> None:
-            await signals.stop_requested()
-            supervision.cancel()
+    async def listen() -> None:
+        await signals.stop_requested()
+        supervision.cancel()
 
-        supervision = anyio.CancelScope()
-        tasks.start_soon(listen)
-        tasks.start_soon(notifier.ping)
-        tasks.start_soon(orphans.tend)
-        with supervision:
-            try:
+    try:
+        async with alongside(listen, notifier.ping, orphans.tend):
+            with supervision:
                 await supervise(profile, hooks)
-            except SupervisorError as failure:
-                error = failure
+    except SupervisorError as error:
+        return error
+    finally:
         signals.end()
-        tasks.cancel_scope.cancel()
-    return error
+    return None
 
 
 class Summary:
