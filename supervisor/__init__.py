@@ -13,6 +13,7 @@ from supervisor import errors, events
 from supervisor.child import Child
 from supervisor.errors import SupervisorError
 from supervisor.events import Event, Level, State
+from supervisor.levels import ParseLine, plain_line
 from supervisor.lifecycle.daemon import Daemon
 from supervisor.lifecycle.handle import Supervised
 from supervisor.lifecycle.supervise import supervise
@@ -22,13 +23,11 @@ from supervisor.profile import (
     Health,
     Liveness,
     LogLimits,
-    ParseLine,
     Profile,
     Restart,
     Stop,
     Timeouts,
     accept_2xx,
-    plain_line,
 )
 from supervisor.redact import Redactor, Secret
 from supervisor.steps import Hooks, Observer, Step, step

@@ -8,7 +8,8 @@ from hooks.artifacts import Artifact, ArtifactsPresent
 from hooks.contract.step import SnapshotContract
 from hooks.golden.step import Golden
 from hooks.warmup.steps import Ping, Text
-from supervisor import Hooks
+from supervisor import Hooks, step
+from system.faults.steps import Broken, nothing
 
 
 def artifacts_present(tmp: Path) -> Hooks:
@@ -38,3 +39,16 @@ def answer_after_resume(_: Path) -> Hooks:
 
 def pinged(_: Path) -> Hooks:
     return Hooks(warmup=(Text(),), liveness=(Ping(deadline_s=0.3),))
+
+
+def sleeps(_: Path) -> Hooks:
+    """The engine sleeps while sealed; a `before_stop` Step would disturb it."""
+    return Hooks(sleep=(step("sleep", nothing),), wake=(step("wake", nothing),), before_stop=(Broken(),))
+
+
+def cannot_sleep(_: Path) -> Hooks:
+    return Hooks(sleep=(Broken(),), wake=(step("wake", nothing),))
+
+
+def cannot_wake(_: Path) -> Hooks:
+    return Hooks(sleep=(step("sleep", nothing),), wake=(Broken(),))

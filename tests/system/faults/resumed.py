@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from supervisor import Liveness, Restart, Timeouts
 from system.faults.fault import Fault
-from system.faults.hook_sets import answer_after_resume, with_golden
+from system.faults.hook_sets import answer_after_resume, cannot_wake, with_golden
 from system.faults.settings import BLIND, HEAL
 
 # fmt: off
@@ -23,6 +23,14 @@ RESUMED: tuple[Fault, ...] = (
         name="resumed-logprobs", fault="the same words, other probabilities", moment="resumed", outcome="failed",
         error="StepFailed", status=4, says="golden", act="drift",
         flags=("--answer-drift-file", "{tmp}/drift", "--logprob-drift", "1.5"), hooks=with_golden,
+    ),
+    Fault(
+        name="resumed-wake-raises", fault="a `wake` Step raises", moment="resumed", outcome="failed",
+        error="StepFailed", status=4, says="wake", act="nothing", hooks=cannot_wake,
+    ),
+    Fault(
+        name="resumed-wake-raises-heal", fault="the same, a resume may replace it", moment="resumed",
+        outcome="recovered", act="nothing", hooks=cannot_wake, profile={"restart": HEAL}, lives=2,
     ),
     Fault(
         name="resumed-hang-completions", fault="completions hang, a resume may replace it", moment="resumed",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from supervisor import Hooks, Timeouts
 from system.faults.fault import Fault
-from system.faults.hook_sets import warmed, with_contract
+from system.faults.hook_sets import cannot_sleep, sleeps, warmed, with_contract
 from system.faults.prepare import some_weights
 from system.faults.settings import BLIND, CLEAN, HEAL, SHORT
 from system.faults.steps import Asleep, Broken
@@ -43,6 +43,18 @@ SEALED: tuple[Fault, ...] = (
     Fault(
         name="sealed-step-hangs", fault="a `before_seal` Step hangs", moment="sealed", outcome="refused",
         error="StepFailed", says="no result within", hooks=lambda _: Hooks(before_seal=(Asleep(0.2),)),
+    ),
+    Fault(
+        name="sealed-sleep-raises", fault="a `sleep` Step raises, the `wake` Steps pass", moment="sealed",
+        outcome="refused", error="StepFailed", says="sleep", hooks=cannot_sleep,
+    ),
+    Fault(
+        name="sealed-asleep-killed-heal", fault="SIGKILL of a sleeping server, a resume may replace it",
+        moment="sealed", outcome="recovered", act="kill", hooks=sleeps, profile={"restart": HEAL}, lives=2,
+    ),
+    Fault(
+        name="sealed-asleep-stop", fault="a stop of a sleeping server", moment="sealed", outcome="stopped", act="stop",
+        hooks=sleeps,
     ),
     Fault(
         name="sealed-mapped", fault="the weights are mapped", moment="sealed", outcome="refused", error="StepFailed",

@@ -52,6 +52,10 @@ class Broken:
         raise LookupError("on purpose")
 
 
+async def nothing(_: Child) -> None:
+    """A Step's work that is done at once."""
+
+
 class Descriptors:
     """A Step that leaves this process so many descriptors, and no more."""
 
