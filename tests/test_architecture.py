@@ -81,7 +81,7 @@ ARROWS: dict[str, set[str]] = {
     "supervisor.process": {f"supervisor.{name}" for name in ("logs", "linux", "timing")} | LEAVES,
     "supervisor.readiness": {f"supervisor.{name}" for name in ("process", "logs", "linux", "timing")} | LEAVES,
     "supervisor.lifecycle": BELOW_LIFECYCLE,
-    "supervisor": {"supervisor.lifecycle"} | LEAVES,
+    "supervisor": {"supervisor.lifecycle", "supervisor.logs"} | LEAVES,
     "supervisor.engines": LEAVES,
     "supervisor.engines.llama_cpp": {"supervisor.engines"} | LEAVES,
     "supervisor.engines.embedded": {"supervisor.engines", "supervisor.engines.llama_cpp"} | LEAVES,
