@@ -65,6 +65,7 @@ for again in 1 2; do
     sleep 0.1
 done
 """
+_STRIKE_S: Final = 5.0
 _pipes: set[int] = set()  # our ends of the guardians' pipes
 
 
@@ -128,13 +129,14 @@ class Guardian:
         self._close()
 
     def strike(self) -> None:
-        """Lets it do its work now; returns when it has."""
+        """Lets it do its work now; returns when it has, or when it is stuck at a process that is."""
         self._close()
 
     def _close(self) -> None:
         assert self._popen.stdin and self._popen.stdout
         _pipes.discard(self._popen.stdin.fileno())
         self._popen.stdin.close()
-        self._popen.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(_STRIKE_S)
         self._popen.stdout.close()
         processes.helpers.discard(self.pid)

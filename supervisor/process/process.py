@@ -178,8 +178,8 @@ class Process:
     def close(self) -> None:
         """Reaps the child if it has ended, and what else of its descendants came to us; closes every descriptor.
 
-        A child that outlived KILL (stuck in the kernel, for example in a GPU driver) stays behind as a process; its
-        guardian does not, because it could do no more.
+        A child that has not ended is left to the guardian, which kills it; one that outlives that (stuck in the kernel,
+        for example in a GPU driver) stays behind as a process.
         """
         assert self._popen.stdout and self._popen.stderr
         seen = processes.forget(self._cookie)
@@ -190,10 +190,13 @@ class Process:
         for orphan in processes.own_children() if seen else ():
             if orphan.zombie and orphan.pid != self.pid and seen.get(orphan.pid) == orphan.began:
                 reap(orphan.pid)
-        if self.report is not None:
+        if self.note_exit():
             self._popen.wait()
             self._reaped = True
-        self._guardian.dismiss()
+            self._guardian.dismiss()
+        else:  # stuck in the kernel; or the teardown itself was interrupted
+            self._guardian.strike()
+            self._reaped = self._popen.poll() is not None
 
 
 def reap(pid: int) -> None:

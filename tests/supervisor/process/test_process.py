@@ -221,3 +221,11 @@ def test_out_of_descriptors_is_an_error_that_leaves_nothing() -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert len(os.listdir("/dev/fd")) == before
+
+
+@pytest.mark.anyio
+async def test_a_child_that_was_not_torn_down_is_left_to_the_guardian() -> None:
+    """Closing a process that still runs, because an interrupt broke its teardown, does not leave it running."""
+    child = Process.start(["sleep", "600"], env=ENV, cwd=None)
+    child.close()
+    assert not alive(child.pid)
