@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 async def foreign_owner(child: Child) -> listeners.Owner | NotUp | None:
     """Somebody else who receives connections to the child's address; None: nobody, or /proc does not tell.
 
-    Several may share a port (SO_REUSEPORT): then none is safe. NotUp: this process lacks what it takes to look.
+    Several may share a port (SO_REUSEPORT): then none is safe. NotUp: this process is out of what the look needs.
     """
     assert child.pid
     ask = partial(listeners.owners, child.port, child.pid, child.cookie, host=child.host)

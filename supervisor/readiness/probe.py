@@ -38,7 +38,7 @@ class Why(enum.Enum):
     NOT_HTTP = enum.auto()  # the listener speaks TLS or something else
     BROKEN = enum.auto()  # the connection, or a Step, failed in another way
     FOREIGN = enum.auto()  # somebody else listens there too
-    OUT_OF_RESOURCES = enum.auto()  # this process lacks a descriptor, a thread or memory; says nothing about the server
+    OUT_OF_RESOURCES = enum.auto()  # this process has no descriptor, thread or memory left; says nothing of the server
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ async def get(client: httpx.AsyncClient, child: Child, path: str) -> tuple[int, 
 
 
 def out_of_resources(error: BaseException) -> NotUp | None:
-    """The failed check, when what it met is a lack of this process's own; None: it is something else."""
+    """The failed check, when this process ran out of something; None: the error has another reason."""
     found = detect(error)
     return None if found is None else NotUp(why=Why.OUT_OF_RESOURCES, detail=f"out of resources here: {found.reason}")
 

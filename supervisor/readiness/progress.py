@@ -82,7 +82,7 @@ class LoadMeter:
                 self._report(reported, time.monotonic() - self._began)
 
     async def finish(self) -> None:
-        """Reports once more, at the end of the load: what was read since the last sample would go untold."""
+        """Reports once more, at the end of the load: else what was read since the last sample would be missing."""
         usage = await self._usage() if self.total else None
         if usage is not None and min(usage.bytes_read, self.total or 0) > self.bytes_read:
             self._report(usage.bytes_read, time.monotonic() - self._began)

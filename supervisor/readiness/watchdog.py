@@ -41,7 +41,7 @@ class Watchdog:
         child: the life to watch.
         steps: tiny real inferences.
         run_step: runs one with its deadline; returns why it failed, or None.
-        on_shortage: called once, with a few words, when this process lacks what a check needs.
+        on_shortage: called once, with a few words, when this process is out of what a check needs.
     """
 
     child: Child
