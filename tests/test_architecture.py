@@ -21,11 +21,6 @@ MODULES = {
     for path in sorted((ROOT / package).rglob("*.py"))
 }
 LONGEST = 400
-NOT_YET_SPLIT = {
-    "tests/modal_entry/serving/test_entries.py",
-    "tests/supervisor/logs/test_sink.py",
-    "tests/system/test_modal_rehearsal.py",
-}
 
 every_module = pytest.mark.parametrize("module", sorted(MODULES))
 
@@ -220,7 +215,7 @@ def test_files_are_short() -> None:
         str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
         for path in (*MODULES.values(), *(ROOT / "tests").rglob("*.py"))
     }
-    assert {name for name, count in lines.items() if count > LONGEST} <= NOT_YET_SPLIT
+    assert {name for name, count in lines.items() if count > LONGEST} == set()
 
 
 @every_module

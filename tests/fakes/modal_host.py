@@ -22,6 +22,12 @@ from modal_entry.serving.deployment import Deployment
 from modal_entry.serving.pinned import Pinned
 from support import DATA, FAKE, free_port
 
+SECRETS = {
+    "gemma4-api-key": {"API_KEY"},
+    "qwen3-api-key": {"API_KEY"},
+    "huggingface-secret": {"HF_TOKEN"},
+    "entry-key": {"API_KEY"},
+}
 APP = DATA / "entry_app.py"
 KEY = "sk-made-up-for-tests"
 

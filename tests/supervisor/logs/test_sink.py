@@ -7,8 +7,6 @@ import io
 import json
 import os
 import resource
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +30,6 @@ from supervisor.events import (
 )
 from supervisor.logs.sink import Sink, to_dict
 from support import EVENT_KINDS as KINDS
-from support import ROOT
 
 UNIX_S = 1_700_000_000.25
 STAMP = "2023-11-14T22:13:20.250Z"
@@ -234,33 +231,6 @@ def test_a_small_queue_still_has_room_for_lines() -> None:
             sink(log(str(i)))
             assert sink.flush()
     assert [json.loads(line)["line"] for line in stream.getvalue().splitlines()] == [str(i) for i in range(50)]
-
-
-BLOCKED = """
-import sys
-from supervisor.events import ChildLog
-from supervisor.logs.sink import Sink
-with Sink(sys.stderr) as sink:
-    for _ in range(5000):
-        sink(ChildLog(elapsed_s=0.0, unix_s=0.0, stream="stdout", line="x" * 200, line_level="info"))
-sys.exit(3)
-"""
-
-
-@pytest.mark.parametrize("flags", [["-E"], ["-E", "-u"]], ids=["buffered", "unbuffered"])
-def test_a_stderr_that_nobody_reads_does_not_hang_the_exit(flags: list[str]) -> None:
-    """The interpreter flushes stderr when it exits, and must not find a lock there that is never released."""
-    reading, writing = os.pipe()
-    try:
-        process = subprocess.Popen([sys.executable, *flags, "-c", BLOCKED], stderr=writing, cwd=ROOT)
-        try:
-            assert process.wait(20) == 3
-        finally:
-            process.kill()
-            process.wait()
-    finally:
-        os.close(reading)
-        os.close(writing)
 
 
 def test_a_non_blocking_stream_is_waited_for() -> None:
