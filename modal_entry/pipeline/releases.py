@@ -135,7 +135,10 @@ class Releases:
         return Release.parse(content, str(self.path))
 
     def promote(self, folder: str) -> Release:
-        """Point to a build. Promoting the one that the pointer names already changes nothing.
+        """Point to a build. Promoting the one that is promoted already keeps the way back, and renews the time.
+
+        The time is part of what `modal deploy` fixes: a deploy after any promotion makes new snapshots, which a changed
+        key or driver needs too.
 
         Raises:
             PromotionRefused: `check_build` doubts the build, or there is none.
@@ -146,8 +149,8 @@ class Releases:
             before = self.current()
             build = self._checked(folder)
             if before and before.current == build:
-                return before
-            return self._switch(build, before.current if before else None)
+                return self._write(build, before.previous, "release.renewed")
+            return self._write(build, before.current if before else None, "release.switched")
 
     def rollback(self) -> Release:
         """Point to the previous build again; a second rollback undoes the first.
@@ -166,9 +169,9 @@ class Releases:
             if build != before.previous:
                 fault = BuildFault(path=BUILD_JSON, problem="not the build that was promoted: its hash is another one")
                 raise self._refused(build.folder, [fault])
-            return self._switch(build, before.current)
+            return self._write(build, before.current, "release.switched")
 
-    def _switch(self, build: BuildId, previous: BuildId | None) -> Release:
+    def _write(self, build: BuildId, previous: BuildId | None, event: str) -> Release:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Left by a process that was killed in mid-write; the lock keeps living ones out.
         for left in self.path.parent.glob(f".{self.path.name}.*"):
@@ -177,7 +180,7 @@ class Releases:
         write_atomically(self.path, json.dumps(asdict(release), indent=2) + "\n")
         if self.on_commit:
             self.on_commit()
-        emit("release.switched", current=build.folder, previous=previous.folder if previous else None)
+        emit(event, current=build.folder, previous=previous.folder if previous else None)
         return release
 
     def _checked(self, name: str) -> BuildId:

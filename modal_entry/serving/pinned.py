@@ -30,6 +30,7 @@ __all__ = ["Pinned", "environment", "local_build", "variables"]
 
 _BUILD: Final = "WARMBOOT_BUILD"
 _WEIGHTS: Final = "WARMBOOT_WEIGHTS"
+_PROMOTED: Final = "WARMBOOT_PROMOTED"
 _DEPLOYING: Final = ("deploy", "serve")  # commands of Modal's CLI that start servers
 
 
@@ -41,17 +42,20 @@ class Pinned:
         build: the build's folder and hash.
         commit: of the weights' repository.
         weights_sha256: of the weights' files, see `Marker.content_sha256`.
+        promoted: when the build was promoted; so that a deploy after any promotion makes new snapshots.
     """
 
     build: BuildId
     commit: str
     weights_sha256: str
+    promoted: str = ""
 
     def variables(self) -> dict[str, str]:
         """As variables of the image."""
         return {
             _BUILD: f"{self.build.folder}@{self.build.sha256}",
             _WEIGHTS: f"{self.commit}@{self.weights_sha256}",
+            _PROMOTED: self.promoted,
         }
 
     @classmethod
@@ -116,7 +120,7 @@ def variables(deployment: Deployment) -> dict[str, str]:
     """
     if modal.is_local() and _command() in _DEPLOYING:
         return _look_up(deployment).variables()
-    return {_BUILD: os.environ.get(_BUILD, ""), _WEIGHTS: os.environ.get(_WEIGHTS, "")}
+    return {name: os.environ.get(name, "") for name in (_BUILD, _WEIGHTS, _PROMOTED)}
 
 
 def local_build(folder: Path) -> Path:
@@ -170,11 +174,16 @@ def _look_up(deployment: Deployment) -> Pinned:
             f"{MODELS_NAME}). Run `{_run('download_model')}` first."
         )
     try:
-        build = Release.parse(release, str(pointer)).current
+        current = Release.parse(release, str(pointer))
         marker = Marker.parse(content, Path(marker_path))
     except (NoRelease, MarkerError) as error:
         sys.exit(f"{deployment.app}: {error}")
-    return Pinned(build=build, commit=marker.commit or marker.revision, weights_sha256=marker.content_sha256)
+    return Pinned(
+        build=current.current,
+        commit=marker.commit or marker.revision,
+        weights_sha256=marker.content_sha256,
+        promoted=current.since,
+    )
 
 
 def _run(name: str) -> str:

@@ -85,7 +85,7 @@ class Server:
             if self._key is None or self.api_key().reveal() != self._key.reveal():
                 sys.stderr.write(
                     "API_KEY is another one than in the snapshot: cold start with the new one. Each restore pays for "
-                    "that until the next deploy that makes new snapshots.\n"
+                    "that until new snapshots are made: run `promote`, then `modal deploy`.\n"
                 )
                 self.close()
                 self._start()

@@ -119,13 +119,16 @@ def test_apps_and_environments_have_pointers_of_their_own(root: Path) -> None:
         app(root).rollback()
 
 
-def test_promoting_what_is_served_changes_nothing(root: Path) -> None:
-    """Else the way back would lead to the very build that one wants away from."""
+def test_promoting_what_is_promoted_keeps_the_way_back(root: Path) -> None:
+    """Else a rollback would lead to the very build that one wants away from; the time is renewed."""
     app(root).promote("b1-cpu")
     app(root).promote("b2-cpu")
-    before = pointer(root).read_bytes()
-    app(root).promote("b2-cpu")
-    assert pointer(root).read_bytes() == before
+    old = pointer(root).read_text()
+    since = json.loads(old)["since"]
+    pointer(root).write_text(old.replace(since, "2026-01-01T00:00:00+00:00"))
+    release = app(root).promote("b2-cpu")
+    assert tags(root) == ("b2", "b1")
+    assert release.since > "2026-01-01T00:00:00+00:00"
 
 
 def test_a_build_that_was_made_again_is_another_one(root: Path) -> None:
