@@ -18,13 +18,13 @@ _PLACEHOLDER: Final = re.compile(r"\{\{(?:host|port)\}\}|\{(host|port)\}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
-    """One life of the supervised server, as hooks see it.
+    """One run of the supervised server, as hooks see it.
 
     Attributes:
         profile: what was asked for.
-        port: where this life listens (the chosen one when the profile says 0); 0 in `before_start`.
+        port: where this run listens (the chosen one when the profile says 0); 0 in `before_start`.
         pid: of the process, which is also its process group and session; None in `before_start`.
-        cookie: tells this life's processes from all others, in and out of the session; None in `before_start`.
+        cookie: marks this run's processes among all others, in and out of the session; None in `before_start`.
         redact: masks the profile's secrets; use it on anything of the server's that goes into an error.
     """
 
@@ -47,12 +47,12 @@ class Child:
 
     @property
     def argv(self) -> tuple[str, ...]:
-        """The command of this life, not redacted; `{port}` stands where no port is chosen yet."""
+        """The command of this run, not redacted; `{port}` stands where no port is chosen yet."""
         return tuple(map(self.fill, self.profile.command))
 
     @property
     def env(self) -> dict[str, str]:
-        """What the profile sets in the environment of this life, its key included; not redacted."""
+        """What the profile sets in the environment of this run, its key included; not redacted."""
         profile = self.profile
         own = {
             name: self.fill(value) if isinstance(value, str) else value.reveal() for name, value in profile.env.items()

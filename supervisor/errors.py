@@ -128,7 +128,7 @@ class SpawnError(SupervisorError):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class OutOfResources(SupervisorError):
-    """We ourselves could not get what we need, whatever the child does. The system's own error is `__cause__`."""
+    """This process, not the child, could not get a thread, a descriptor or memory; the cause is `__cause__`."""
 
     cli_status: ClassVar[int] = 3
     reason: str
@@ -219,7 +219,7 @@ class LoadStalled(NotReady):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class PortTaken(NotReady):
-    """Somebody else's server listens where the child was told to."""
+    """Somebody else's server listens on the address that the child was given."""
 
     host: str
     port: int

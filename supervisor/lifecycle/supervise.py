@@ -83,7 +83,7 @@ async def supervise(
                 emit(events.ChildRestarting(attempt=budget.attempt, delay_s=delay_s))
                 await _pause(delay_s, emit)
     except ExceptionGroup as group:
-        defect = unwrapped(group)  # only a defect of ours gets here; still, callers get one exception to look at
+        defect = unwrapped(group)  # a defect of this package; still, callers get one exception to look at
     finally:
         control.close()
     assert defect is not None

@@ -64,7 +64,7 @@ async def running_limit(limit_s: float) -> AsyncIterator[Limit]:
 
 
 async def sleep_running(seconds: float) -> float:
-    """Sleeps; returns for how much of it this process ran, as far as that can be told: a quarter over at most."""
+    """Sleeps; returns for how long this process ran meanwhile: at most a quarter more than was asked for."""
     began = time.monotonic()
     await anyio.sleep(seconds)
     return min(time.monotonic() - began, seconds * _LATE)

@@ -50,7 +50,7 @@ STOPPING: tuple[Fault, ...] = (
     ),
     Fault(
         name="stop-twice", fault="a second SIGTERM", moment="stopping", outcome="stopped", status=143, stage="exec",
-        act="stop", flags=("--ignore-sigterm",), options=("--grace-s", "600"),
+        act="stop again", flags=("--ignore-sigterm",), options=("--grace-s", "600"),
     ),
     Fault(
         name="stop-supervisor-killed", fault="SIGKILL of the supervisor", moment="stopping", outcome="stopped",

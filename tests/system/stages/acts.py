@@ -39,6 +39,11 @@ def _kill_and_stop(scene: Scene) -> None:
     scene.stop()
 
 
+def _stop_again(scene: Scene) -> None:
+    time.sleep(1.2)  # a signal within a second of the first is the same request
+    scene.stop()
+
+
 def _suspend(scene: Scene) -> None:
     os.kill(scene.supervisor, signal.SIGSTOP)
     time.sleep(1.2)
@@ -115,6 +120,7 @@ ACTS: Mapping[str, Callable[[Scene], None]] = {
     "freeze first": lambda _: None,  # was done before the stop
     "blink": _blink,
     "stop": lambda scene: scene.stop(),
+    "stop again": _stop_again,
     "kill and stop": _kill_and_stop,
     "kill supervisor": lambda scene: os.kill(scene.supervisor, signal.SIGKILL),
     "suspend supervisor": _suspend,
