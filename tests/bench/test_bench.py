@@ -120,6 +120,7 @@ def tiny(folder: Path, report: dict[str, Any] | None = None) -> Setting:
     return Setting(size="tiny", scratch=folder, rehearse=rehearsing(folder, report or REPORT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "run",
     [

@@ -21,7 +21,7 @@ from supervisor.engines.llama_cpp import LlamaServer
 from supervisor.events import WarmupPassed
 from support import Recorder
 
-pytestmark = pytest.mark.timeout(300)  # the first run fetches the tokenizer
+pytestmark = [pytest.mark.network, pytest.mark.timeout(300)]  # the first run fetches the tokenizer
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TAGS = ("<|channel>", "<channel|>", "<|turn>", "<turn|>", "<|think|>", "<|tool_call>")

@@ -29,7 +29,7 @@ from system.stages.left_behind import descriptors_held, leftovers, threads_runni
 from tools.fault_table import JSON, PAGE, render
 from tools.sections import section
 
-pytestmark = pytest.mark.skipif(not processes.AVAILABLE, reason="there is no /proc here")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not processes.AVAILABLE, reason="there is no /proc here")]
 
 ENTERED = {"before spawn": "child.starting", "loading": "child.spawned", "warmup": "child.up"}
 results: dict[str, dict[str, Any]] = {}

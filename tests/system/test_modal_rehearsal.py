@@ -21,6 +21,8 @@ import pytest
 from fakes.modal_host import APP, KEY, Host, server_pid
 from support import alive
 
+pytestmark = pytest.mark.slow
+
 STAGES = ["starting", "deployed", "ready", "sealed", "restored", "resumed", "answered", "stopped"]
 LIMIT_S = 50
 NOWHERE = "http://127.0.0.1:9"

@@ -27,6 +27,7 @@ SPECS = ROOT / "tests" / "data" / "rehearsed.py"
 FAKE = f"{SPECS}:fake"
 MMAP = f"{SPECS}:mmap"
 in_sandbox = pytest.mark.sandbox
+pytestmark = pytest.mark.slow
 SECRETS = {"HF_TOKEN": "hf_planted_and_not_needed", "MODAL_TOKEN_SECRET": "as-planted-and-not-needed"}
 
 

@@ -27,7 +27,7 @@ from system.soak.plan import Plan
 from system.soak.record import first_cookie_of
 from system.soak.run import Soak
 
-pytestmark = pytest.mark.skipif(not processes.AVAILABLE, reason="there is no /proc here")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not processes.AVAILABLE, reason="there is no /proc here")]
 
 
 def test_a_short_soak_finds_nothing() -> None:

@@ -14,12 +14,14 @@ from supervisor.events import Event
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """{argv, port, seconds: at least} -> for every child that died: its pid and when that was noticed."""
-    pid, noticed = 0, []
+    pid, ready, noticed = 0, 0, []
 
     def observe(event: Event) -> None:
-        nonlocal pid
+        nonlocal pid, ready
         if isinstance(event, events.ChildSpawned):
             pid = event.pid
+        elif isinstance(event, events.ChildReady):
+            ready = event.pid
         elif isinstance(event, events.Stopping) and not event.asked:
             noticed.append([pid, time.monotonic()])
 
@@ -31,7 +33,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(supervise, profile, Hooks(observers=(observe,)))
             await anyio.sleep(job["seconds"])
-            while not noticed or pid == noticed[-1][0]:  # a busy machine may not have seen one in that time
+            while not noticed or ready == noticed[0][0]:  # a busy machine may not have seen one replaced in that time
                 await anyio.sleep(0.01)
             tasks.cancel_scope.cancel()
 

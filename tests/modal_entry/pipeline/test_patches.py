@@ -43,6 +43,7 @@ def refused(root: Path) -> PatchDoesNotApply:
     return caught.value
 
 
+@pytest.mark.network
 @pytest.mark.timeout(300)  # the first run fetches
 def test_real_source_without_the_tags_is_patched_once(tmp_path: Path) -> None:
     """b8672 has the parser and not the tags: two assignments come in behind the anchor, nothing else changes."""
@@ -61,6 +62,7 @@ def test_real_source_without_the_tags_is_patched_once(tmp_path: Path) -> None:
     assert (root / OLD).read_text() == after
 
 
+@pytest.mark.network
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("version", "place"), [("9093.0.0", OLD), ("9940.0.0", OLD), ("11434.0.0", NEW)])
 def test_real_source_with_the_tags_is_left_alone(version: str, place: str, tmp_path: Path) -> None:
@@ -72,6 +74,7 @@ def test_real_source_with_the_tags_is_left_alone(version: str, place: str, tmp_p
     assert {path: path.read_bytes() for path in root.rglob("*.cpp")} == before
 
 
+@pytest.mark.network
 @pytest.mark.timeout(300)
 def test_real_source_that_lost_its_tags_is_patched(tmp_path: Path) -> None:
     """Take upstream's two lines out again, and the patch puts them back."""
