@@ -10,12 +10,14 @@ import pytest
 
 from hooks.auth import AuthCheck, AuthError
 from hooks.http.answer import BadAnswer
+from supervisor.engines.llama_cpp import LLAMA_CPP
 from tools.serve import KEY, child_at, running_fake, running_raw
 
 pytestmark = pytest.mark.anyio
 
 MODELS, CHAT, COMPLETIONS = "GET /v1/models", "POST /v1/chat/completions", "POST /v1/completions"
 REFUSED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\n{}"
+TWO = tuple(one for one in LLAMA_CPP.generating if one.path in ("/v1/chat/completions", "/v1/completions"))
 TAKEN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
@@ -34,7 +36,7 @@ async def test_403_is_a_refusal_as_well() -> None:
 async def test_an_open_server_fails() -> None:
     """A server that asks nobody fails, and every request that got through is listed."""
     with running_fake("--open") as child, pytest.raises(AuthError) as caught:
-        await AuthCheck()(child)
+        await AuthCheck(generating=TWO)(child)
     assert caught.value.reason == (
         "the server is open to everybody. "
         "Start it with the profile's api_key on every route, or set open_access=True if that is meant."
@@ -61,7 +63,7 @@ async def test_a_half_open_server_fails() -> None:
         await AuthCheck(generating=())(child)
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("path", [request.path for request in LLAMA_CPP.generating])
 async def test_every_request_that_generates_is_tried(path: str) -> None:
     """Whichever generating route of the dialect is open, the check fails and names it; the others are reported too."""
 
@@ -74,7 +76,8 @@ async def test_every_request_that_generates_is_tried(path: str) -> None:
     assert holes == [
         f"POST {path} {key}: HTTP 200 instead of 401 or 403" for key in ("without a key", "with a wrong key")
     ]
-    assert {line.split()[1] for line in caught.value.seen} == {"/v1/models", "/v1/chat/completions", "/v1/completions"}
+    paths = {request.path for request in LLAMA_CPP.generating}
+    assert {line.split()[1] for line in caught.value.seen} == {"/v1/models", *paths}
 
 
 async def test_a_generating_route_that_is_not_there_is_no_hole() -> None:
@@ -99,7 +102,7 @@ async def test_a_route_that_is_open_by_design_is_not_a_hole() -> None:
 
     with running_raw(answer) as child:
         dialect = replace(child.profile.dialect, open_paths=("/health", "/v1/models"))
-        await AuthCheck()(replace(child, profile=replace(child.profile, dialect=dialect)))
+        await AuthCheck(generating=TWO)(replace(child, profile=replace(child.profile, dialect=dialect)))
     assert asked == ["/v1/chat/completions", "/v1/completions"] * 2 + ["/v1/chat/completions"]
 
 
@@ -183,8 +186,8 @@ async def test_the_wrong_key_is_never_the_same() -> None:
         return TAKEN if KEY in head else REFUSED
 
     with running_raw(note) as child:
-        await AuthCheck()(child)
-        await AuthCheck()(child)
+        await AuthCheck(generating=TWO)(child)
+        await AuthCheck(generating=TWO)(child)
     wrong = [key for key in seen if key != KEY]
     assert len(wrong) == len(set(wrong)) == 6
     assert min(map(len, wrong)) >= 32
