@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +16,20 @@ _RESCAN_S: Final = 2.0  # a look at all of /proc takes 70 ms among 1600 processe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What living members and children that they reaped have used; of sockets only what read(2) and write(2) moved."""
+    """What living members and children that they reaped have used; of sockets only what read(2) and write(2) moved.
+
+    Attributes:
+        bytes_read, bytes_written: by all of them together.
+        cpu_s: used by them.
+        waited_s: for how long their present threads were ready to run while others had the cores; 0.0 unless asked for.
+        at: `time.monotonic()` of the look.
+    """
 
     bytes_read: int
     bytes_written: int
     cpu_s: float
+    waited_s: float
+    at: float
 
 
 class Session:
@@ -30,18 +41,20 @@ class Session:
         self._began: dict[int, int] = {}  # when each member began: its number may be another's later
         self._scanned_at = -_RESCAN_S
 
-    def usage(self) -> Usage | None:
-        """Sums over the members; None where /proc does not tell."""
+    def usage(self, *, waits: bool = False) -> Usage | None:
+        """Sums over the members; None where /proc does not tell. `waits`: also `waited_s`, a look at every thread."""
         fresh = time.monotonic() - self._scanned_at < _RESCAN_S
         stats = [stat(pid) for pid in self._began] if fresh else []
         present = [found for found in stats if found and not found.zombie and found.began == self._began[found.pid]]
         if not stats or len(present) < len(stats):
-            present = living(self._session, self._cookie)
-            self._began = {member.pid: member.began for member in present}
+            self._began = {member.pid: member.began for member in living(self._session, self._cookie)}
             self._scanned_at = time.monotonic()
-        cpu_s, read, written, seen = 0.0, 0, 0, False
+            # Anew, because the scan took its time, in which a busy member used the CPU.
+            present = [found for pid, began in self._began.items() if (found := stat(pid)) and found.began == began]
+        at, cpu_s, waited_s, read, written, seen = time.monotonic(), 0.0, 0.0, 0, 0, False
         for member in present:
             cpu_s += member.cpu_s
+            waited_s += _waited_s(member.pid) if waits else 0.0
             try:
                 lines = dict(line.split(": ") for line in Path(f"/proc/{member.pid}/io").read_text().splitlines())
                 # rchar counts read(2) from the page cache too; read_bytes also what page faults of a mapping fetch.
@@ -50,4 +63,14 @@ class Session:
                 seen = True
             except (OSError, KeyError, ValueError):
                 continue
-        return Usage(bytes_read=read, bytes_written=written, cpu_s=cpu_s) if seen else None
+        return Usage(bytes_read=read, bytes_written=written, cpu_s=cpu_s, waited_s=waited_s, at=at) if seen else None
+
+
+def _waited_s(pid: int) -> float:
+    """How long the threads of a process were ready to run and did not; 0.0 where the kernel keeps no such count."""
+    waited_ns = 0
+    with contextlib.suppress(OSError):  # it has ended
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError, ValueError, IndexError):  # a thread that has ended; no CONFIG_SCHED_INFO
+                waited_ns += int(Path(f"/proc/{pid}/task/{task}/schedstat").read_text().split()[1])
+    return waited_ns / 1e9

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import anyio
@@ -23,8 +24,9 @@ from supervisor.readiness.probe import NotUp, Why, get_text, probe
 from supervisor.steps import Step
 
 _OWNER_EVERY: Final = 10  # checks between two looks at who listens
-# A server with one thread answers no health probe while it works. Work is so much of a core, or so many bytes a second,
-# since the last check; a busy loop looks the same, so it excuses no more than so many times `Liveness.misses` checks.
+# A server with one thread answers no health probe while it works. Work is so much of a core, had or waited for (others
+# may have the cores), or so many bytes a second, since the last check; a busy loop looks the same, so it excuses no
+# more than so many times `Liveness.misses` checks.
 _WORK_CPU: Final = 0.2
 _WORK_BYTES_PER_S: Final = 1 << 20
 _EXCUSES: Final = 10
@@ -66,7 +68,7 @@ class Watchdog:
         worked_at, before = time.monotonic(), await self._counters()
         assert self.child.pid
         session = usage.Session(self.child.pid, self.child.cookie)
-        used, used_at = await _usage(session), time.monotonic()
+        used = await _usage(session)
         checks = 0
         foreign: NotUp | None = None
         while True:
@@ -74,9 +76,8 @@ class Watchdog:
             async with self.child.client(timeout_s=self.child.profile.timeouts.probe_s) as client:
                 failure = await probe(client, self.child)
             checks += 1
-            was, was_at = used, used_at
-            used, used_at = await _usage(session), time.monotonic()
-            if failure is not None and failure.why is Why.TIMED_OUT and _worked(was, used, used_at - was_at):
+            was, used = used, await _usage(session)
+            if failure is not None and failure.why is Why.TIMED_OUT and _worked(was, used):
                 self._excused += 1
                 if self._excused <= _EXCUSES * liveness.misses:
                     continue
@@ -113,7 +114,7 @@ class Watchdog:
 
     async def _infer(self, session: usage.Session) -> NotUp | None:
         for step in self.steps:
-            before, used, began = await self._counters(), await _usage(session), time.monotonic()
+            before, used = await self._counters(), await _usage(session)
             failure = await self.run_step(step)
             if failure is None:
                 self._excused_steps = 0
@@ -125,7 +126,7 @@ class Watchdog:
             if after is not None and after != before:
                 return None
             timed_out = after is None and failure.why is Why.TIMED_OUT
-            if timed_out and _worked(used, await _usage(session), time.monotonic() - began):
+            if timed_out and _worked(used, await _usage(session)):
                 self._excused_steps += 1
                 if self._excused_steps <= _STEP_EXCUSES * self.child.profile.liveness.misses:
                     return NotUp(why=Why.BUSY, detail=failure.detail)
@@ -142,11 +143,13 @@ class Watchdog:
 
 
 async def _usage(session: usage.Session) -> usage.Usage | None:
-    return await look(session.usage) if processes.AVAILABLE else None
+    return await look(partial(session.usage, waits=True)) if processes.AVAILABLE else None
 
 
-def _worked(before: usage.Usage | None, after: usage.Usage | None, took_s: float) -> bool:
+def _worked(before: usage.Usage | None, after: usage.Usage | None) -> bool:
     if before is None or after is None:
         return False
+    took_s = after.at - before.at
     moved = after.bytes_read + after.bytes_written - before.bytes_read - before.bytes_written
-    return after.cpu_s - before.cpu_s >= _WORK_CPU * took_s or moved >= _WORK_BYTES_PER_S * took_s
+    ran_s = after.cpu_s - before.cpu_s + after.waited_s - before.waited_s
+    return ran_s >= _WORK_CPU * took_s or moved >= _WORK_BYTES_PER_S * took_s

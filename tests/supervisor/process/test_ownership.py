@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -18,7 +20,7 @@ from supervisor.errors import ChildUnresponsive, ProfileError, ReadinessTimeout,
 from supervisor.linux import listeners, processes
 from supervisor.process.spawn import accepts, free_port
 from supervisor.redact import Redactor
-from support import FAKE, ROOT, Recorder, fake_profile
+from support import FAKE, ROOT, Recorder, fake_profile, until_async
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not processes.AVAILABLE, reason="there is no /proc here")]
 
@@ -143,16 +145,35 @@ def test_a_host_that_is_not_here_is_a_wrong_setting(host: str) -> None:
         assert not accepts(host, 1)
 
 
-async def test_a_server_that_works_is_not_killed() -> None:
+async def test_a_server_that_works_is_not_killed(tmp_path: Path) -> None:
     """A single-threaded server that answers no probe while it computes is left alone, for ten times `misses` checks."""
-    liveness = Liveness(period_s=0.05, misses=2)
-    times = Timeouts(start_s=20, probe_s=0.2)
-    command = (sys.executable, "-c", BUSY, "{port}")
-    with anyio.move_on_after(4) as limit:
-        await supervise(fake_profile(command=(*command, "2"), liveness=liveness, timeouts=times))
-    assert limit.cancelled_caught
-    error = await fate(command=(*command, "1000"), liveness=liveness, timeouts=times)
-    assert isinstance(error, ChildUnresponsive)
+    begin = tmp_path / "begin"
+    # Computes once, from the first request after the file is there, so that no slow start can come in between.
+    program = BUSY.replace("import sys, time", "import os, sys, time").replace(
+        "(Answer.seen == 3)", "(os.path.exists(sys.argv[3]) and not os.remove(sys.argv[3]))"
+    )
+    program = program.replace("self.send_response", "print('answers', Answer.seen, flush=True); self.send_response")
+    profile = fake_profile(
+        command=(sys.executable, "-c", program, "{port}", "2", str(begin)),
+        liveness=Liveness(period_s=0.05, misses=2),
+        timeouts=Timeouts(start_s=30, probe_s=0.2),
+    )
+    seen = Recorder()
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(supervise, profile, Hooks(observers=(seen,)))
+        begin.touch()
+        await until_async(lambda: not begin.exists(), "it computes")
+        answers = len(seen.lines())
+        await until_async(lambda: len(seen.lines()) > answers + 2, "it answers again")
+        tasks.cancel_scope.cancel()
+
+    def begin_now(event: ev.Event) -> None:
+        if isinstance(event, ev.ChildReady):
+            begin.touch()
+
+    for_ever = replace(profile, command=(*profile.command[:-2], "1000", str(begin)))
+    with anyio.fail_after(60), pytest.raises(ChildUnresponsive):
+        await supervise(for_ever, Hooks(observers=(begin_now,)))
 
 
 async def test_a_twin_on_the_port_is_noticed_after_ready() -> None:
