@@ -93,7 +93,7 @@ async def test_an_endpoint_that_is_meant_to_be_open() -> None:
         assert (await smoke(endpoint_of(child, api_key=None, open_access=True), Options())).ok
     with running_fake() as child:
         report = await smoke(endpoint_of(child, api_key=None, open_access=True), Options(only=("auth",)))
-    assert "says open_access=True, but the server wants a key" in row_of(report, "auth").detail
+    assert "--open is set, but the server wants a key" in row_of(report, "auth").detail
 
 
 @pytest.mark.anyio
