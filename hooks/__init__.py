@@ -1,4 +1,4 @@
-"""Steps and Observers, one noun a file: what makes a server warm, and what proves that it is.
+"""Ready-made Steps: warmup, authentication, artifacts, snapshot contract, golden answer. One package for each subject.
 
-Import the module that you need (`from hooks.warmup.steps import Text`); this package itself imports nothing.
+Import what you need from its package (`from hooks.warmup import Text`); this one imports nothing.
 """

@@ -1,4 +1,4 @@
-"""A Step that proves that strangers are refused: the server asks for its key, and takes it."""
+"""A Step that checks authentication: requests without the right key are refused, requests with it are served."""
 
 from __future__ import annotations
 

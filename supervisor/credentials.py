@@ -1,4 +1,4 @@
-"""What gives a secret away: names of options and variables, and places in headers and URLs. Works on text alone.
+"""Recognise secrets by the names of options and variables, and by their places in headers and URLs. Pure.
 
 All patterns are bounded, so that no line of a log takes more than a time in proportion to its length.
 """
@@ -48,7 +48,7 @@ _CUT_USER_INFO: Final = re.compile(r"""(://[^\s/:@"'?#]{0,256}:)((?!\d{1,5}\Z)[^
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether an option or variable of this name holds a secret (`--api-key`, `HF_WORD`, ...)."""
+    """Whether an option or variable of this name holds a secret (`--api-key`, `HF_TOKEN`, ...)."""
     return _SECRET_NAME.search(name) is not None
 
 

@@ -1,4 +1,4 @@
-"""Text that a model wrote: whether it can be one's, and how much of it to show."""
+"""Check that generated text is plausible (not blank, not one token over and over), and shorten it for messages."""
 
 from __future__ import annotations
 

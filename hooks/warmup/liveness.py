@@ -1,4 +1,4 @@
-"""The watchdog's inference for a server that was warmed from the command line: never more than the warmup proved."""
+"""Choose the watchdog's inference from the warmups of the command line: only kinds of request that have passed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command found, twice: a table for a person, and JSON if asked for."""
+"""Print the report of a command as a table, and write it as JSON if asked to."""
 
 from __future__ import annotations
 

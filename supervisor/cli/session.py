@@ -1,4 +1,4 @@
-"""One run of the command line: signals, log, summary, exit code, last words."""
+"""Supervise for a command: signal handling, the log, the summary at READY, the exit code and the last line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One run of the server: spawn, load, warm up, serve, seal, resume, teardown. The program counter is the state."""
+"""One run of the server: spawn, load, warm up, serve, seal, resume, teardown.
+
+There is no state machine beside the code: the line that is being executed is the state.
+"""
 
 from __future__ import annotations
 

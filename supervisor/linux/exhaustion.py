@@ -1,4 +1,4 @@
-"""Tell the failures of this process, out of descriptors, threads or memory, from those of the child."""
+"""Tell a supervisor that ran out of descriptors, threads or memory from a child that failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a process ended, and a descriptor that says when."""
+"""How a process ended, and a descriptor (a pidfd, else a pipe) that becomes readable when it does."""
 
 from __future__ import annotations
 

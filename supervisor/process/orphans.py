@@ -1,7 +1,7 @@
-"""Orphans that come to us: as PID 1 of a container, or because the command asked for those of its descendants.
+"""Reap orphaned descendants that were re-parented to this process, as PID 1 of a container or as a subreaper.
 
-Whoever adopts orphans has to reap them, or zombies pile up; without taking the exit status of a child that somebody in
-this process waits for.
+Without it zombies pile up. It ends nothing (`teardown` does), and it must not take the exit status of a child that
+somebody in this process waits for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What lies in a checkpoint image: a search for texts that should not have got there.
+"""Search a checkpoint image of gVisor for texts that must not be in it, such as secrets.
 
 gVisor's state file (pkg/state/statefile) is a magic, a JSON header with its length, in older versions a hash of 32
 bytes, and a stream of pkg/compressio: the size of a chunk, and for each chunk its length and raw DEFLATE data; newer

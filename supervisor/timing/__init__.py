@@ -1,4 +1,4 @@
-"""Limits that count only time in which this process ran, and work side by side.
+"""Structured concurrency: `race` and `alongside`, and timeouts that do not count time while this process was suspended.
 
 Imports nothing of the project.
 """

@@ -1,4 +1,4 @@
-"""Limits that count only time in which this process ran.
+"""Timeouts that do not count the time during which this process was suspended.
 
 A supervisor may be suspended: SIGSTOP, a frozen machine, a snapshot that nobody announced. The clock goes on meanwhile,
 or jumps at the end, and a plain deadline would be over at once, though nobody could have met it. So a limit is slept in

@@ -1,4 +1,4 @@
-"""Work side by side: `race`, whose first finisher decides, and `alongside`, for work in the background of a block.
+"""Structured concurrency : `race` (the first to end decides) and `alongside` (work in the background of a block).
 
 Both raise errors as they are, never in an ExceptionGroup, and both have waited for all that they started when they end.
 """

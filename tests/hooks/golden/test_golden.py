@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ async def test_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(body)
         raise BadAnswer("enough", None, path)
 
-    monkeypatch.setattr("hooks.http.chat.ask", keep)
+    monkeypatch.setattr(sys.modules["hooks.http.chat"], "ask", keep)  # the package's `chat` is the function
     with running_fake() as child:
         for golden in BOTH:
             with pytest.raises(BadAnswer, match="enough"):
