@@ -219,19 +219,32 @@ class LoadStalled(NotReady):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class PortTaken(NotReady):
-    """Somebody else's server listens on the address that the child was given."""
+    """Somebody else's server listens on the address that the child was given.
+
+    Attributes:
+        host, port: the address.
+        pid, command: of the one who listens; None when this user cannot see it.
+        may_forward: it began to listen after the child, so that it may be the child's proxy.
+    """
 
     host: str
     port: int
     pid: int | None
     command: str | None
+    may_forward: bool = False
 
     @property
     def summary(self) -> str:
         who = f"pid {self.pid} ({self.command})" if self.pid else "a process that this user cannot see"
+        hint = ""
+        if self.may_forward:
+            hint = (
+                " If it forwards to the server, as docker-proxy does, allow it: --allow-foreign-listener, "
+                "in a profile Health(allow_foreign_listener=True)."
+            )
         return (
             f"{self.host}:{self.port} is taken by {who}; its answers would have been mistaken for the child's. "
-            "Stop that process, or use port 0 to have a free one chosen."
+            f"Stop that process, or use port 0 to have a free one chosen.{hint}"
         )
 
 

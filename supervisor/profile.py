@@ -99,6 +99,8 @@ class Health:
             `ready_pattern`, to 0.5 with one, because then the log line wakes the poll (20 probes a second cost 3 to
             5 % of a core, 2 a second less than 1 %).
         log_every: one `health.waiting` event every so many failed probes.
+        allow_foreign_listener: do not check that a process of the child's listens there, because another one forwards
+            to it, as docker-proxy does. Whoever else took the port after the start is then mistaken for the child.
     """
 
     path: str = "/health"
@@ -108,6 +110,7 @@ class Health:
     poll_min_s: float = 0.01
     poll_max_s: float | None = None
     log_every: int = 100
+    allow_foreign_listener: bool = False
 
     def __post_init__(self) -> None:
         _url_path("health.path", self.path)
@@ -120,6 +123,8 @@ class Health:
         _seconds("health.poll_max_s", slowest_s, high=60)
         require(self.poll_min_s <= slowest_s, "health.poll_min_s", self.poll_min_s, f"<= {slowest_s}")
         _count("health.log_every", self.log_every, 1, 1_000_000)
+        allow = self.allow_foreign_listener
+        require(isinstance(allow, bool), "health.allow_foreign_listener", allow, "True or False")
 
     @property
     def slowest_poll_s(self) -> float:

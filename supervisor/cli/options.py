@@ -26,6 +26,12 @@ _OPTIONS: Final = (
     click.option("--host", help="Where the server listens; stands for {host}.  [127.0.0.1]"),
     click.option("--port", type=int, help="Where the server listens; stands for {port}. 0: a free one.  [0]"),
     click.option("--health", metavar="PATH", help="Answers 200 to 299 once the server can serve.  [/health]"),
+    click.option(
+        "--allow-foreign-listener",
+        is_flag=True,
+        default=None,
+        help="Another process may listen for the server, as docker-proxy does.",
+    ),
     click.option("--model-id", help="The model that /v1/models must list before READY."),
     click.option("--ready-pattern", metavar="REGEX", help="A log line after which health is asked at once."),
     click.option(
@@ -94,7 +100,13 @@ def override(profile: Profile, hooks: Hooks, given: dict[str, Any]) -> tuple[Pro
         api_key_env=profile.api_key_env or given["api_key_env"],
         open_access=given["open_access"] or (profile.open_access and key is None),
         weights=given["weights"] or profile.weights,
-        health=part(profile.health, path="health", model_id="model_id", ready_pattern="ready_pattern"),
+        health=part(
+            profile.health,
+            path="health",
+            model_id="model_id",
+            ready_pattern="ready_pattern",
+            allow_foreign_listener="allow_foreign_listener",
+        ),
         timeouts=part(profile.timeouts, start_s="start_timeout_s", stall_s="stall_s", step_s="step_timeout_s"),
         stop=part(profile.stop, grace_s="grace_s", drain_s="drain_s"),
         restart=part(profile.restart, policy="restart", max_restarts="max_restarts"),

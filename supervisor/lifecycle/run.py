@@ -39,6 +39,7 @@ from supervisor.process.spawn import launch
 from supervisor.process.teardown import teardown
 from supervisor.profile import Profile
 from supervisor.readiness.hint import Hint
+from supervisor.readiness.identity import wider_than_asked
 from supervisor.readiness.probe import NotUp, Why, out_of_resources
 from supervisor.readiness.wait import Polling, poll_until_up, report_waiting, wait_for_load
 from supervisor.readiness.watchdog import Watchdog
@@ -157,6 +158,8 @@ class Run:
             partial(wait_for_load, self.child, self._process, self._pump, self._hint, emit)
         )
         emit(events.ChildUp(waited_s=self._waited_s(), probes=polling.probes))
+        if (wider := await wider_than_asked(self.child)) is not None:
+            self._notice(wider)
         await self._while_alive(partial(self._steps, "warmup", hooks.warmup))
         self._ready_at = time.monotonic()
         emit(events.ChildReady(waited_s=self._waited_s(), url=self.child.url, pid=self._process.pid))

@@ -71,6 +71,15 @@ def listening_ports(session: int, cookie: str | None = None) -> list[int]:
     return sorted({listener.port for listener in _listeners() if f"socket:[{listener.inode}]" in held})
 
 
+def wildcards(port: int, host: str) -> list[str]:
+    """Wildcard addresses on which somebody listens who receives connections to that host, which is none itself."""
+    return sorted(
+        str(listener.address)
+        for listener in _receiving(port, host)
+        if listener.address.is_unspecified and host != str(listener.address)
+    )
+
+
 def _receiving(port: int, host: str | None) -> list[TcpSocket]:
     """The listeners among which the kernel chooses for a connection to that address."""
     there = [listener for listener in _listeners() if listener.port == port]

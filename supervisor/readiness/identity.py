@@ -10,6 +10,7 @@ import anyio.to_thread
 from supervisor.child import Child
 from supervisor.errors import PortTaken, WrongModel
 from supervisor.linux import listeners, processes
+from supervisor.linux.exhaustion import look
 from supervisor.readiness.probe import NotUp, Why, get, out_of_resources
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ async def check_owner(child: Child) -> NotUp | None:
     Raises:
         PortTaken: somebody does.
     """
+    if child.profile.health.allow_foreign_listener:
+        return None
     match await foreign_owner(child):
         case listeners.Owner() as owner:
             raise PortTaken(
@@ -46,9 +49,25 @@ async def check_owner(child: Child) -> NotUp | None:
                 pid=owner.pid,
                 command=owner.command(child.redact),
                 waited_s=0.0,
+                may_forward=True,
             )
         case why_not:
             return why_not
+
+
+async def wider_than_asked(child: Child) -> str | None:
+    """Words about a server that listens on every network interface though the profile names one address; or None."""
+    asked = child.profile.host
+    if asked != child.host:  # a wildcard address itself
+        return None
+    found = await look(partial(listeners.wildcards, child.port, asked))
+    if not found:
+        return None
+    return (
+        f"the server listens on every network interface ({' and '.join(found)}, port {child.port}) though {asked} was "
+        f"asked for, so other machines may reach it: pass it the address, as {{host}} in its command, or ask for "
+        f"{found[0]} with --host if that is meant"
+    )
 
 
 async def check_model(client: httpx.AsyncClient, child: Child) -> NotUp | None:

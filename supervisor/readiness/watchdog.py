@@ -83,7 +83,8 @@ class Watchdog:
                     continue
             elif failure is None:
                 self._excused = 0
-                if foreign is not None or checks % _OWNER_EVERY == 0:
+                owned = not self.child.profile.health.allow_foreign_listener
+                if owned and (foreign is not None or checks % _OWNER_EVERY == 0):
                     failure = foreign = await self._foreign()
             if failure is None and self.steps and time.monotonic() - worked_at >= liveness.inference_every_s:
                 counters = await self._counters()

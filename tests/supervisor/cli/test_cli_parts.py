@@ -152,6 +152,13 @@ def test_the_auth_check_comes_once_and_last() -> None:
     assert overridden("--auth-check", hooks=own)[1] == own
 
 
+def test_a_foreign_listener_is_allowed_by_an_option() -> None:
+    """`--allow-foreign-listener` reaches the profile; without it a profile's own setting stays."""
+    allowed = overridden("--allow-foreign-listener")[0]
+    assert allowed.health.allow_foreign_listener and not PLAIN.health.allow_foreign_listener
+    assert overridden(profile=allowed)[0] == allowed
+
+
 # ---------------------------------------------------------------------------------------------- notify
 
 LIFE: list[tuple[Event, str | None]] = [
