@@ -1,4 +1,4 @@
-"""systemd's readiness protocol (sd_notify(3)): READY, STATUS, STOPPING, WATCHDOG."""
+"""systemd's readiness protocol (sd_notify(3)): READY, STATUS, STOPPING, WATCHDOG, EXTEND_TIMEOUT_USEC."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import contextlib
 import os
 import re
 import socket
+from typing import Final
 
 import anyio
 
 from supervisor import events
 from supervisor.events import Event
+
+# TimeoutStartSec would end a load that takes longer. Our own limits (`start_s`, `stall_s`) end one that is stuck, and
+# when this process hangs, no more extensions come.
+_EXTEND_EVERY_S: Final = 1.0
+_EXTENSION_S: Final = 30.0
 
 
 class Notifier:
@@ -21,6 +27,7 @@ class Notifier:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if self._address else None
         if self._socket is not None:
             self._socket.setblocking(False)
+        self._starting = True
 
     def __call__(self, event: Event) -> None:
         """Sends what the event means to systemd."""
@@ -30,6 +37,7 @@ class Notifier:
             case events.ChildSpawned():
                 self.send(f"STATUS=loading, pid {event.pid}")
             case events.ChildReady():
+                self._starting = False
                 self.send(f"READY=1\nSTATUS=serving at {event.url}")
             case events.ChildRestarting():
                 self.send(f"STATUS=restarting, attempt {event.attempt}")
@@ -41,6 +49,15 @@ class Notifier:
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.sendto(message.encode(), self._address)
+
+    async def extend_start(self) -> None:
+        """Asks for more time to start, again and again, until the first READY; returns then.
+
+        Not later: while a service runs, the same message would extend RuntimeMaxSec.
+        """
+        while self._starting and self._socket is not None:
+            self.send(f"EXTEND_TIMEOUT_USEC={_EXTENSION_S * 1e6:.0f}")
+            await anyio.sleep(_EXTEND_EVERY_S)
 
     async def ping(self) -> None:
         """Sends WATCHDOG=1 at half of `WATCHDOG_USEC` until cancelled; returns at once where none is wanted."""

@@ -82,7 +82,7 @@ async def _serve(
         supervision.cancel()
 
     try:
-        async with alongside(listen, notifier.ping, orphans.tend):
+        async with alongside(listen, notifier.ping, notifier.extend_start, orphans.tend):
             with supervision:
                 await supervise(profile, hooks)
     except SupervisorError as error:

@@ -107,7 +107,7 @@ class Run:
             try:
                 before_start = self.supervision.hooks.before_start
                 await run_steps("before_start", before_start, replace(self.child, port=0), emit)
-                self._spawn()
+                await self._spawn()
                 async with managed(self._process, self._pump, end=self._end, on_notice=self._notice):
                     await self._serve_until_ended()
             except Exception as failure:
@@ -121,10 +121,10 @@ class Run:
             emit(events.Stopped())
             raise
 
-    def _spawn(self) -> None:
+    async def _spawn(self) -> None:
         profile, emit, redact = self.supervision.profile, self.supervision.emit, self.child.redact
         self._hint = Hint(profile.health.ready_pattern, on_give_up=lambda what: emit(events.Notice(detail=what)))
-        launched = launch(self.child)
+        launched = await launch(self.child)
         self._process = launched.process
         self.child = self.supervision.control.child = replace(self.child, pid=self._process.pid, cookie=launched.cookie)
         emit(events.ChildSpawned(pid=self._process.pid, argv=redact.argv(launched.argv)))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import secrets
 import socket
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
+
+import anyio
 
 from supervisor.child import Child
 from supervisor.errors import PortTaken, ProfileError, SpawnError
 from supervisor.linux import listeners, processes
-from supervisor.linux.exhaustion import detect
+from supervisor.linux.exhaustion import detect, look
 from supervisor.process.process import Process
 
 # systemd's protocol is between it and us: a child that inherits these would speak in our name.
@@ -28,16 +32,17 @@ class Launched:
     cookie: str
 
 
-def launch(child: Child) -> Launched:
-    """Starts the profile's command for the child's port.
+async def launch(child: Child) -> Launched:
+    """Starts the profile's command for the child's port. Cancellation comes before the start or not at all.
 
     Raises:
         PortTaken: somebody accepts connections there already.
         SpawnError: the command could not be started; its argv is redacted.
     """
     profile = child.profile
-    if accepts(child.host, child.port):
-        owner = next(iter(listeners.owners(child.port, session=-1, host=child.host)), None)
+    if await accepts(child.host, child.port):
+        owners = await look(partial(listeners.owners, child.port, session=-1, host=child.host))
+        owner = next(iter(owners or ()), None)
         raise PortTaken(
             host=profile.host,
             port=child.port,
@@ -78,13 +83,12 @@ def free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def accepts(host: str, port: int, *, timeout_s: float = 0.5) -> bool:
-    """Whether anybody accepts connections there now (a blocking connect; loopback answers in microseconds)."""
-    try:
-        with socket.create_connection((host, port), timeout=timeout_s):
+async def accepts(host: str, port: int, *, timeout_s: float = 0.5) -> bool:
+    """Whether anybody accepts connections there now; loopback answers in microseconds."""
+    with anyio.move_on_after(timeout_s), contextlib.suppress(OSError, UnicodeError):  # a name that IDNA cannot encode
+        async with await anyio.connect_tcp(host, port):
             return True
-    except (OSError, UnicodeError):  # a host name that IDNA cannot encode
-        return False
+    return False
 
 
 def _environment(child: Child, cookie: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ from supervisor.events import Event
 from supervisor.profile import Liveness, Profile, Restart
 from supervisor.redact import Secret
 from supervisor.steps import Hooks
+from support import until_async
 
 # --------------------------------------------------------------------------------------------- options
 
@@ -271,4 +272,27 @@ async def test_no_watchdog_is_fed_that_is_not_ours(
     monkeypatch.setenv("WATCHDOG_PID", pid or str(os.getpid()))
     with anyio.fail_after(5):
         await notifier.ping()
+    assert received(systemd) == []
+
+
+@pytest.mark.anyio
+async def test_systemd_gives_a_start_more_time(
+    systemd: socket.socket, notifier: Notifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start asks for more time at once and again, whatever it does, until the first READY; never later."""
+    monkeypatch.setattr("supervisor.cli.notify._EXTEND_EVERY_S", 0.01)
+    heard: list[str] = []
+
+    def heard_more() -> bool:
+        heard.extend(received(systemd))
+        return len(heard) >= 3
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(notifier.extend_start)
+        await until_async(heard_more)
+        assert set(heard) == {"EXTEND_TIMEOUT_USEC=30000000"}
+        notifier(events.ChildReady(waited_s=1.0, url="http://h:1", pid=7))
+    received(systemd)
+    notifier(events.Starting(attempt=2))
+    await notifier.extend_start()
     assert received(systemd) == []

@@ -149,12 +149,12 @@ async def test_a_restart_that_lacks_a_process_or_descriptor_is_tried_again(
     """A shortage in the moment of a restart costs an attempt, and does not end the supervision."""
     tries = 0
 
-    def launches(child: Child) -> Launched:
+    async def launches(child: Child) -> Launched:
         nonlocal tries
         tries += 1
         if tries == 2:
             raise spawn_error(number)
-        return launch(child)
+        return await launch(child)
 
     monkeypatch.setattr(run, "launch", launches)
     seen = Recorder()

@@ -137,12 +137,12 @@ async def test_a_judgement_that_raises_is_a_failed_probe() -> None:
 
 
 @pytest.mark.parametrize("host", ["nosuch.invalid", "203.0.113.7", "[::1]", "a" * 70])
-def test_a_host_that_is_not_here_is_a_wrong_setting(host: str) -> None:
+async def test_a_host_that_is_not_here_is_a_wrong_setting(host: str) -> None:
     """A host on which nothing can listen here is told as such; nobody accepts connections there either."""
     with pytest.raises(ProfileError, match="address of this machine"):
         free_port(host)
     if len(host) == 70:
-        assert not accepts(host, 1)
+        assert not await accepts(host, 1)
 
 
 async def test_a_server_that_works_is_not_killed(tmp_path: Path) -> None:
@@ -202,3 +202,30 @@ async def test_a_twin_on_the_port_is_noticed_after_ready() -> None:
                 twin.send_signal(signal.SIGKILL)
             twin.wait()
     assert f"pid {twins[0].pid}" in caught.value.detail
+
+
+async def test_a_connect_that_nobody_answers_does_not_block_the_loop() -> None:
+    """While the look whether the port is taken waits for an answer, everything else goes on."""
+    with closing(socket.create_server(("127.0.0.1", 0), backlog=0)) as full:
+        address = full.getsockname()
+        fillers = [socket.socket() for _ in range(4)]  # a full queue answers no connect at all
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(address)
+        went_on = anyio.Event()
+        try:
+            async with anyio.create_task_group() as tasks:
+
+                async def look() -> None:
+                    await accepts(*address, timeout_s=60)
+                    raise AssertionError("the queue is full")
+
+                tasks.start_soon(look)
+                await anyio.wait_all_tasks_blocked()
+                went_on.set()
+                tasks.cancel_scope.cancel()
+        finally:
+            for filler in fillers:
+                filler.close()
+        assert went_on.is_set()
+        assert not await accepts("127.0.0.1", free_port("127.0.0.1"))
