@@ -322,6 +322,7 @@ def test_systemd_is_told(tmp_path: Path) -> None:
             assert process.wait(20) == 0
     assert "WATCHDOG=1" in heard
     assert "STATUS=loading" in heard
+    assert "EXTEND_TIMEOUT_USEC=" in heard
     assert "STATUS=serving at http://127.0.0.1:" in heard
 
 

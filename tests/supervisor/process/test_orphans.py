@@ -62,6 +62,40 @@ def test_the_command_reaps_what_its_server_leaves() -> None:
         assert process.wait(20) == 0
 
 
+@pytest.mark.root
+def test_pid_1_of_a_container_reaps_what_comes_to_it() -> None:
+    """As PID 1 the command gets every orphan of its container, reaps it, and stops as asked."""
+    server = f"exec {sys.executable} -I -S {FAKE} --port {{port}}"
+    script = f"for i in 1 2 3; do env -i setsid --fork sleep 0.1; done; {server}"
+    under = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    with supervise("exec", "--log-format", "json", "--", "sh", "-c", script, under=under) as process:
+        events_until(process, "child.ready")
+        (first,) = [pid for pid in processes.pids() if (found := processes.stat(pid)) and found.parent == process.pid]
+        until(lambda: not [pid for pid in processes.pids() if _is_zombie_of(first, pid)])
+        os.kill(first, signal.SIGTERM)
+        (finished,) = [e for e in events_until(process, "supervise.exit") if e["event"] == "teardown.finished"]
+        assert finished["survivors"] == [] and not finished["escalated"]
+        assert process.wait(20) == 0
+
+
+@pytest.mark.root
+def test_a_server_of_another_user_is_ours_and_ends() -> None:
+    """A server behind setpriv(1) that became another user, in a session of its own, is the child's and is ended."""
+    program = (
+        "import os, sys, http.server as h;"
+        "s = h.HTTPServer(('127.0.0.1', int(sys.argv[1])), h.SimpleHTTPRequestHandler);"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534); os.chdir('/'); s.serve_forever()"
+    )
+    script = f'env -i setsid -w setpriv --bounding-set=-sys_boot {sys.executable} -I -S -c "$0" {{port}}'
+    options = ("--log-format", "json", "--health", "/", "--start-timeout-s", "50")
+    with supervise("exec", *options, "--", "sh", "-c", script, program) as process:
+        events_until(process, "child.ready")
+        process.send_signal(signal.SIGTERM)
+        (finished,) = [e for e in events_until(process, "supervise.exit") if e["event"] == "teardown.finished"]
+        assert finished["survivors"] == []
+        assert process.wait(20) == 0
+
+
 def _is_zombie_of(parent: int, pid: int) -> bool:
     found = processes.stat(pid)
     return found is not None and found.zombie and found.parent == parent
