@@ -31,11 +31,19 @@ _EMBEDDED: Final = (
 _WORD: Final = r"""[^\s"'`,;<>\\]"""
 # Authorization: Basic dXNlcjpwYXNz; 'authorization': 'Bearer abc'; ("authorization", "Bearer abc"); also JSON-escaped.
 # Without a scheme only what looks like a key, because logs hold sentences such as "authorization: required".
+# Schemes whose value has many parts, some of them quoted: all of the line, or of the text in quotes, goes.
+_PARTS: Final = r"(?:digest|hawk|oauth|aws4-hmac-sha256|scram-[\w-]{1,16})\b"
+_BEFORE: Final = r"""authorization \\?["']? \s{0,8} (?:[:=]|(?<=["']),) \s{0,8} \[? b? \\?["']?"""
 _HEADER: Final = re.compile(
     rf"""(?ix)
-    ( authorization \\?["']? \s{{0,8}} (?:[:=]|(?<=["']),) \s{{0,8}} b? \\?["']? )
-    ( (?:basic|bearer|digest|negotiate|token|api-?key) \s{{1,8}} )?
-    ( (?(2) {_WORD}{{1,4096}} | (?={_WORD}{{0,256}}\d) {_WORD}{{8,4096}} ) )"""
+    ( {_BEFORE} )
+    ( (?:basic|bearer|negotiate|ntlm|dpop|token|(?:api-?)?key) \s{{1,8}} )?
+    ( (?(2) {_WORD}{{1,4096}} | (?! {_PARTS}) (?={_WORD}{{0,256}}\d) {_WORD}{{8,4096}} ) )"""
+)
+_HEADER_IN_PARTS: Final = re.compile(
+    rf"""(?ix)
+    ( {_BEFORE} {_PARTS} \s{{1,8}} )
+    ( (?: [^\r\n"'\\\]] | (?<==)"[^"\r\n]{{0,1024}}" ){{1,4096}} )"""
 )
 _BEARER: Final = re.compile(rf"(?i)(\bbearer\s{{1,8}})((?={_WORD}{{0,256}}\d){_WORD}{{8,4096}})")
 _QUERY: Final = re.compile(
@@ -98,9 +106,9 @@ def mask_places(text: str, *, is_cut: bool = False) -> str:
         text = _QUERY.sub(rf"\1{MASK}", text)
     if "@" in text:
         text = _USER_INFO.sub(rf"\1{MASK}", text)
-    if "uthorization" in text:  # the first letter may be large or small
-        text = _HEADER.sub(rf"\1\2{MASK}", text)
-    if "earer " in text:
+    if "uthorization" in text or "UTHORIZATION" in text:  # the first letter may be large or small
+        text = _HEADER.sub(rf"\1\2{MASK}", _HEADER_IN_PARTS.sub(rf"\1{MASK}", text))
+    if "earer " in text or "EARER " in text:
         text = _BEARER.sub(rf"\1{MASK}", text)
     if is_cut:
         text = _CUT_BEARER.sub(rf"\1{MASK}", _CUT_USER_INFO.sub(rf"\1{MASK}", text))

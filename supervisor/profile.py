@@ -82,7 +82,11 @@ def accept_2xx(status: int, body: str) -> str | None:
 
     A server that answers 200 before it can serve needs an `accept` of its own, which reads the body.
     """
-    return None if 200 <= status <= 299 else f"HTTP {status}: {' '.join(body.split())[:200] or 'empty body'}"
+    if 200 <= status <= 299:
+        return None
+    # A page for browsers says less than its status, and at length.
+    said = "a web page" if body.lstrip()[:1] == "<" else " ".join(body.split())[:200] or "empty body"
+    return f"HTTP {status}: {said}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

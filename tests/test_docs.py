@@ -145,9 +145,9 @@ def test_the_first_example_of_exec_runs() -> None:
 
 def test_a_profile_of_the_docs_runs(tmp_path: Path) -> None:
     """A file from the docs that needs nothing but Python is served for real, as written."""
-    block = next(b for b in BLOCKS if b.text.startswith("# echo.py"))
-    (tmp_path / "echo.py").write_text(block.text, encoding="utf-8")
-    with supervise("run", f"{tmp_path / 'echo.py'}:profile", "--log-format", "json") as process:
+    block = next(b for b in BLOCKS if b.text.startswith("# files.py"))
+    (tmp_path / "files.py").write_text(block.text, encoding="utf-8")
+    with supervise("run", f"{tmp_path / 'files.py'}:profile", "--log-format", "json") as process:
         assert events_until(process, "child.ready")
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0

@@ -19,6 +19,7 @@ __all__ = ["Signals"]
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # GNU timeout signals its child and then its group, a terminal that closes sends HUP and TERM: one request to stop.
 _SAME_REQUEST_S: Final = 1.0
+_LEND_S: Final = 0.05  # to our thread, at each repeated signal
 _CLOSE: Final = b"\0"
 
 
@@ -40,6 +41,9 @@ class Signals:
         self._on_second = on_second
         self._lock = threading.Lock()
         self._ended = False
+        self._first_at: float | None = None
+        self._acting = threading.Event()  # on a second signal, which ends the process
+        self._acted = threading.Event()
         self._heard_fd, self._wakeup_fd = os.pipe()
         self._stop_fd, self._asked_fd = os.pipe()
         os.set_blocking(self._wakeup_fd, False)
@@ -86,7 +90,6 @@ class Signals:
             os.close(fd)
 
     def _listen(self) -> None:
-        first_at: float | None = None
         while True:
             heard = os.read(self._heard_fd, 4096)
             if _CLOSE in heard:
@@ -94,13 +97,15 @@ class Signals:
             numbers = [number for number in heard if number in _SIGNALS]
             if not numbers:
                 continue
-            if first_at is None:
-                first_at = time.monotonic()
+            if self._first_at is None:
+                self._first_at = time.monotonic()
                 os.write(self._asked_fd, bytes(numbers[:1]))
-            elif time.monotonic() - first_at >= _SAME_REQUEST_S:
+            elif time.monotonic() - self._first_at >= _SAME_REQUEST_S:
                 with self._lock:
                     if not self._ended:
+                        self._acting.set()
                         self._on_second(numbers[0])
+                        self._acted.set()
 
     def _note(self, number: int, _: object) -> None:
         # A Step that calls asyncio's `add_signal_handler` takes the wake-up descriptor: then nobody has heard yet.
@@ -108,6 +113,12 @@ class Signals:
             signal.set_wakeup_fd(holder)
             with contextlib.suppress(BlockingIOError):  # thousands wait there already
                 os.write(self._wakeup_fd, bytes([number]))
+        # A Step that computes in C (`re` does, and yet runs handlers) would not let the thread have the interpreter:
+        # waiting here does, for a moment, and for as long as a second signal takes.
+        if self._first_at is not None and not self._acting.wait(_LEND_S):
+            return
+        if self._acting.is_set():
+            self._acted.wait()
 
     def _forget(self) -> None:
         # In a fork of ours, a worker of multiprocessing for example: its signals are not requests to us.

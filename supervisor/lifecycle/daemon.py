@@ -46,7 +46,7 @@ class Daemon:
     def __init__(self, profile: Profile, hooks: Hooks = Hooks()) -> None:  # noqa: B008  frozen
         self._profile = profile
         self._hooks = hooks
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call `stop` while `start` holds it
         self._thread: threading.Thread | None = None
         self._portal: BlockingPortal | None = None
         self._scope: anyio.CancelScope | None = None
@@ -113,12 +113,14 @@ class Daemon:
             return
         self._stopping = True
         with self._lock:
-            if self._thread is None:
-                return
-            if self._portal is not None:
-                with contextlib.suppress(RuntimeError):  # it ends by itself at this moment
-                    self._portal.start_task_soon(self._cancel)
-            self._thread.join()
+            thread, portal = self._thread, self._portal
+        if thread is None:
+            return
+        if portal is not None:
+            with contextlib.suppress(RuntimeError):  # it ends by itself at this moment
+                portal.start_task_soon(self._cancel)
+        # Without the lock: a handler of a second signal may interrupt this wait on this very thread, and stop as well.
+        thread.join()
 
     @property
     def state(self) -> State:

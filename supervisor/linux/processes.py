@@ -72,7 +72,8 @@ _lock = threading.Lock()
 
 def command_line(argv: Sequence[str], redact: Redactor) -> str:
     """A command line for an error: masked first and cut then, because half a secret would not be recognised."""
-    return " ".join(redact.argv(argv))[:_SHOWN] or "?"
+    line = " ".join(redact.argv(argv))
+    return f"{line[:_SHOWN]}..." if len(line) > _SHOWN else line or "?"
 
 
 def remember(cookie: str, leader: int, on_stray: Callable[[Stat], None]) -> None:

@@ -15,8 +15,9 @@ from types import ModuleType
 from typing import ClassVar, Final, TypeVar
 
 from supervisor.errors import ProfileError, SupervisorError
+from supervisor.lifecycle.run_steps import describe
 
-__all__ = ["ProfileCodeFailed", "load_file", "load_module", "raised_by"]
+__all__ = ["ProfileCodeFailed", "attribute_of", "load_file", "load_module", "raised_by"]
 
 T = TypeVar("T")
 
@@ -97,6 +98,12 @@ def raised_by(function: Callable[[], T], name: str) -> T:
         return function()
 
 
+def attribute_of(thing: object, attribute: str, name: str) -> object | None:
+    """An attribute of the user's, or None; what a property or `__getattr__` raises becomes a ProfileCodeFailed."""
+    with _translated(name):
+        return getattr(thing, attribute, None)
+
+
 @contextmanager
 def _translated(name: str) -> Iterator[None]:
     """Turns what the user's code raises into ProfileCodeFailed; our own errors get a note with the line."""
@@ -108,8 +115,10 @@ def _translated(name: str) -> Iterator[None]:
         for line in _lines(error):
             error.add_note(f"    {line}")
         raise
-    except (Exception, SystemExit) as error:
-        text = error.msg if isinstance(error, SyntaxError) else str(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit() and errors of the user's own making included
+        text = error.msg if isinstance(error, SyntaxError) else describe(error)
         raised = f"{type(error).__name__}: {text}" if text else type(error).__name__
         raise ProfileCodeFailed(name=name, raised=raised, where=tuple(_lines(error))) from error
 

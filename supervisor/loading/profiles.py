@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from supervisor.errors import ProfileError
-from supervisor.loading.modules import load_file, load_module, raised_by
+from supervisor.loading.modules import attribute_of, load_file, load_module, raised_by
 from supervisor.profile import Profile
 from supervisor.steps import Hooks
 
@@ -37,12 +37,10 @@ def load(name: str) -> tuple[Profile, Hooks]:
         allowed = f"module:attribute, path/file.py:attribute, or a registered name ({known or 'there is none'})"
         raise ProfileError(field=_FIELD, value=name, allowed=allowed)
     module = load_file(Path(where), field=_FIELD) if where.endswith(".py") else load_module(where, field=_FIELD)
-    try:
-        found = getattr(module, attribute)
-    except AttributeError as error:
+    if (found := attribute_of(module, attribute, name)) is None:
         names = ", ".join(sorted(name for name in vars(module) if not name.startswith("_"))[:12])
         allowed = f"an attribute of {where}, which has: {names}"
-        raise ProfileError(field=_FIELD, value=name, allowed=allowed) from error
+        raise ProfileError(field=_FIELD, value=name, allowed=allowed)
     return _profile_of(found, name)
 
 
@@ -60,7 +58,7 @@ def _profile_of(found: object, name: str) -> tuple[Profile, Hooks]:
             case (Profile() as profile, Hooks() as hooks):
                 return profile, hooks
         build: Any = found
-        if callable(getattr(found, "profile", None)) and not isinstance(found, type):
+        if callable(attribute_of(found, "profile", name)) and not isinstance(found, type):
             build = partial(_built_by, found)
         if not callable(build):
             break

@@ -141,13 +141,14 @@ class LogPump:
             self._on_line(stream, level, shown)
 
     def _parse(self, text: str) -> tuple[Level, str]:
-        raised: Exception | None = None
+        raised: BaseException | None = None
         try:
             level, shown = self._limits.parse(text)
             if isinstance(shown, str) and level in _LEVELS:
                 return level, shown
             problem = f"returned {(level, shown)!r}, not a level of {_LEVELS} and a text"
-        except Exception as error:  # noqa: BLE001  the parser is the profile's: its defect must not end the draining
+        # The parser is the profile's: its defect must not end the draining, nor the host.
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             problem, raised = "raised", error
         if not self._parser_failed:
             self._parser_failed = True

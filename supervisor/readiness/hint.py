@@ -1,8 +1,9 @@
 """The ready line: a log line that makes the next probe happen at once. Its pattern is the user's and may be slow.
 
-A regular expression with repeats may take hours for one line, and a match of Python's `re` can neither be interrupted
-nor does it let anything else run beside it. So patterns with repeats are matched by the package `regex`, which takes
-the same syntax and a time limit. Patterns without (`listening on|model loaded`) take `re` and save an import.
+A regular expression with repeats or groups may take hours for one line, and a match of Python's `re` can neither be
+interrupted nor does it let anything else run beside it. So such patterns are matched by the package `regex`, which
+takes the same syntax and a time limit. Patterns without either (`listening on|model loaded`) take `re` and save an
+import.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import anyio
 _MAX_CHARS: Final = 1024  # of a line; ready lines are short
 _LIMIT_S: Final = 0.05  # of one search
 _STRIKES: Final = 3  # searches over the limit; one alone may be due to a busy machine
-_REPEAT: Final = re.compile(r"\\.|\(\?|([*+?{])", re.DOTALL)  # escapes and `(?:` are none
+_SLOW: Final = re.compile(r"\\.|([*+?{(])", re.DOTALL)  # repeats, and alternatives in groups; not what is escaped
 
 
 class Hint:
@@ -68,7 +69,7 @@ class Hint:
 
 def _searching(pattern: str) -> Callable[[str], object]:
     """The search for a pattern, which raises TimeoutError when it takes too long; ValueError: it cannot be had."""
-    if not any(match[1] for match in _REPEAT.finditer(pattern)):
+    if not any(match[1] for match in _SLOW.finditer(pattern)):
         return re.compile(pattern).search
     import regex
 

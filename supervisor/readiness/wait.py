@@ -106,7 +106,8 @@ async def poll_until_up(child: Child, polling: Polling, hint: Hint, *, on_waitin
         child: the life in question.
         polling: kept up to date, for whoever gives up on the wait.
         hint: ends a pause early.
-        on_waiting: (failures, detail), called every `health.log_every` failures.
+        on_waiting: (failures, detail), called every `health.log_every` failures, and at the first one that
+            tells of a wrong health path.
 
     Raises:
         PortTaken: the one who answers is not a process of the child's.
@@ -124,8 +125,14 @@ async def poll_until_up(child: Child, polling: Polling, hint: Hint, *, on_waitin
         if await hint.sleep(delay):
             quick = polling.probes
 
+    said_wrong_path = False
+
     def report(state: RetryCallState) -> None:
-        if state.attempt_number % health.log_every == 0:
+        nonlocal said_wrong_path
+        # That seldom gets better by itself: it is said at once, and then as often as the rest.
+        wrong_path = polling.last is not None and polling.last.why is Why.WRONG_PATH
+        if state.attempt_number % health.log_every == 0 or (wrong_path and not said_wrong_path):
+            said_wrong_path |= wrong_path
             on_waiting(state.attempt_number, polling.detail)
 
     await import_client()

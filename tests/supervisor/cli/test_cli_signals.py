@@ -57,12 +57,12 @@ def test_a_repeated_signal_is_one_request() -> None:
     assert seen[-1]["exit_status"] == 0
 
 
-@pytest.mark.parametrize("block", ["time.sleep(3600)", "while True: pass"])
+@pytest.mark.parametrize("block", ["time.sleep(3600)", "while True: pass", "re.match('(a+)+b', 'a' * 60)"])
 def test_a_step_that_blocks_the_loop_does_not_hold_up_a_second_signal(block: str, tmp_path: Path) -> None:
     """Nothing of the kill depends on the event loop: the last line is written, and the child's group is killed."""
     spec = tmp_path / "stuck.py"
     spec.write_text(
-        "import time\n"
+        "import re, time\n"
         "from supervisor import Hooks, Profile\n"
         "class Stuck:\n"
         "    name, deadline_s = 'stuck', None\n"

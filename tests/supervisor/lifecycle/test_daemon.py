@@ -360,3 +360,31 @@ def test_restart_policy_works_under_the_daemon() -> None:
         os.kill(first, signal.SIGKILL)
         until(lambda: len(seen.of(ev.ChildReady)) == 2)
         assert daemon.supervised.pid != first
+
+
+STOPS_TWICE = """
+import os, signal, sys, threading
+sys.path.insert(0, sys.argv[1])
+from support import fake_profile
+from supervisor import Daemon
+from supervisor import events
+
+class Again:
+    def __call__(self, event):
+        if isinstance(event, events.Stopping):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+from supervisor import Hooks
+daemon = Daemon(fake_profile("--slow-sigterm", "1"), Hooks(observers=(Again(),)))
+signal.signal(signal.SIGTERM, lambda *_: daemon.stop())
+daemon.start()
+os.kill(os.getpid(), signal.SIGTERM)
+print("stopped")
+"""
+
+
+def test_a_second_signal_may_stop_again() -> None:
+    """A handler that stops the daemon may be interrupted by itself, as when a platform signals twice."""
+    argv = [sys.executable, "-c", STOPS_TWICE, str(TESTS)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=40, check=False)
+    assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr

@@ -75,6 +75,38 @@ async def test_a_step_has_a_deadline() -> None:
     assert error.reason == "no result within 0.1 s"
 
 
+class Mute(Exception):
+    """Its words cannot be had."""
+
+    def __str__(self) -> str:
+        raise AttributeError("no words")
+
+
+def deep_group() -> ExceptionGroup[Exception]:
+    """More groups in each other than the interpreter has frames for."""
+    group: ExceptionGroup[Exception] = ExceptionGroup("innermost", [ValueError("at the bottom")])
+    for _ in range(5000):
+        group = ExceptionGroup("", [group])
+    return group
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [(Mute(), "Mute"), (deep_group(), "at the bottom"), (SystemExit(9), "it called sys.exit(9)")],
+    ids=["mute", "deep", "exit"],
+)
+async def test_whatever_a_step_raises_is_a_failed_step(raised: BaseException, reason: str) -> None:
+    """An exception without words, a very deep group and sys.exit() fail the Step; the supervision says so as always."""
+
+    def fail(_: Child) -> None:
+        raise raised
+
+    error, seen = await fate(fake_profile(), Hooks(warmup=(Do(action=fail),)))
+    assert isinstance(error, StepFailed)
+    assert error.reason == reason
+    assert seen.one(ev.StepFailed).reason == reason
+
+
 async def test_a_step_error_is_redacted() -> None:
     """A secret in a Step's own error does not reach the message."""
     key = Secret("sk-made-up-for-tests")

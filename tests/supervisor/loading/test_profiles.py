@@ -55,6 +55,20 @@ def leaves():
 async def awaited():
     return plain
 
+class Lazy:
+    @property
+    def profile(self):
+        raise ValueError("not today")
+
+lazy = Lazy()
+
+class Mute(BaseException):
+    def __str__(self):
+        raise AttributeError("no words")
+
+def mutters():
+    raise Mute
+
 number = 7
 triple = (plain, Hooks(), 1)
 swapped = (Hooks(), plain)
@@ -156,6 +170,8 @@ def test_a_wrong_name_says_what_would_be_right(name: str, says: str) -> None:
         ("house_exits.py:x", "SystemExit: 0", "house_exits.py, line 2: sys.exit(0)"),
         ("house_profiles:fails", "RuntimeError: no weights here", 'house_profiles.py, line 36: raise RuntimeError("no'),
         ("house_profiles:leaves", "SystemExit: 0", "house_profiles.py, line 39: raise SystemExit(0)"),
+        ("house_profiles:lazy", "ValueError: not today", "house_profiles.py, line 47: raise ValueError("),
+        ("house_profiles:mutters", "Mute: Mute", "house_profiles.py, line 56: raise Mute"),
     ],
 )
 @pytest.mark.usefixtures("modules")

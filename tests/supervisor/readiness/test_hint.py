@@ -17,6 +17,7 @@ PATHOLOGICAL = {
     "ambiguous": r"^(a|a)*$",
     "overlapping": r"(a|aa)+$",
     "looks ahead": r"(?=(a+)+!!)a",
+    "without a repeat": "(a|a)" * 26 + "b",
 }
 
 
