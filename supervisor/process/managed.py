@@ -11,7 +11,7 @@ import anyio
 
 from supervisor.logs.pump import LogPump
 from supervisor.process.process import Process
-from supervisor.timing.racing import alongside, unwrapped
+from supervisor.timing.racing import alongside, uninterrupted, unwrapped
 
 
 @asynccontextmanager
@@ -68,8 +68,7 @@ async def managed(
                 raise
             finally:
                 try:
-                    with anyio.CancelScope(shield=True):
-                        await end(failure)
+                    await uninterrupted(partial(end, failure))
                 finally:
                     plumbing.cancel()
                 if failure is None and defects:  # it broke while it was being stopped: an error all the same

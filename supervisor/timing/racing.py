@@ -99,6 +99,32 @@ async def alongside(*works: Callable[[], Awaitable[object]]) -> AsyncIterator[No
         del failure  # or it would live in a cycle with this frame, and what it holds open too
 
 
+async def uninterrupted(work: Callable[[], Awaitable[None]]) -> None:
+    """Does the work to its end; a cancellation that comes meanwhile is delivered at the next checkpoint after it.
+
+    A shielded scope holds back every cancellation but asyncio's own `Task.cancel`, which a host may send twice. So
+    there the work has a task of its own, which nobody else knows.
+    """
+    with anyio.CancelScope(shield=True):
+        try:
+            host = asyncio.current_task()
+        except RuntimeError:  # Trio
+            host = None
+        if host is None:
+            await work()
+            return
+        task = asyncio.ensure_future(work())
+        was_cancelled = False
+        while not task.done():
+            try:
+                await asyncio.wait((task,))
+            except asyncio.CancelledError:
+                was_cancelled = True
+        if was_cancelled:
+            _deliver_again()
+        task.result()
+
+
 class StrayCancellation(RuntimeError):
     """Work ended with a cancellation that nobody asked for: it awaited an asyncio task that was cancelled."""
 

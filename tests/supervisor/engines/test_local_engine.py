@@ -179,6 +179,14 @@ def test_model_package_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         assemble(tmp_path / "m.gguf")
 
 
+def test_a_folder_that_takes_no_model_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """When the model cannot be written, be it a full disk or no folder, the error says where, why, and what to set."""
+    small_model(monkeypatch, tmp_path, b"a small model, in two parts")
+    (tmp_path / "cache").touch()
+    with pytest.raises(NotADirectoryError, match=r"cannot be written to .*/cache/warmboot \(.*\); XDG_CACHE_HOME"):
+        assemble(tmp_path / "cache" / "warmboot" / "m.gguf")
+
+
 def test_several_assemble_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Any number of writers succeed, and readers only ever see the whole file."""
     content = os.urandom(3_000_000)

@@ -15,6 +15,7 @@ from supervisor import (
     Hooks,
     LogLimits,
     Secret,
+    Stop,
     supervise,
 )
 from supervisor import events as ev
@@ -150,6 +151,23 @@ async def test_a_stray_cancellation_is_a_failed_step() -> None:
     error, _ = await fate(fake_profile(), Hooks(warmup=(Do(action=lambda _: stray()),)))
     assert isinstance(error, StepFailed)
     assert "cancelled" in error.reason
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_second_native_cancellation_leaves_the_grace_period() -> None:
+    """A host that cancels its asyncio task again during the stop does not cut the stop short."""
+    seen = Recorder()
+    profile = fake_profile("--slow-sigterm", "0.5", stop=Stop(grace_s=30))
+    task = asyncio.ensure_future(supervise(profile, Hooks(observers=(seen,))))
+    await until_async(lambda: bool(seen.of(ev.ChildReady)))
+    task.cancel()
+    await until_async(lambda: bool(seen.of(ev.Stopping)))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert seen.one(ev.ChildExited).exit_code == 0
+    assert not seen.one(ev.TeardownFinished).escalated
+    assert seen.names[-1] == "supervision.stopped"
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
