@@ -97,9 +97,16 @@ def _run(given: dict[str, Any]) -> SmokeReport:
         idle_s=given["idle_then_wake"],
         wake_limit_s=given["wake_limit_s"],
     )
-    with Console(stderr=True).status("") as status:  # silent unless stderr is a terminal
+    console = Console(stderr=True)
+    with console.status("") as status:
+
+        def show(name: str) -> None:
+            if console.is_terminal:
+                status.update(f"{name} ...")
+            else:
+                click.echo(f"supervise smoke: {name} ...", err=True)  # a check may take minutes: a sign of life
 
         async def run() -> SmokeReport:
-            return await check(endpoint, options, dialects=DIALECTS, on_start=lambda name: status.update(f"{name} ..."))
+            return await check(endpoint, options, dialects=DIALECTS, on_start=show)
 
         return anyio.run(run)
