@@ -15,9 +15,10 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """A suite in the background of a shell inherits SIGINT ignored, and so would every process that it starts."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """What started the suite (a shell's background, `nohup`) may ignore signals, and every child would inherit that."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 # What a test that is so marked needs, and what to say when it is skipped. `.ci/run` allows these skips to users without

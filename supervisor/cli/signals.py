@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
 import time
@@ -42,8 +43,7 @@ class Signals:
         self._lock = threading.Lock()
         self._ended = False
         self._first_at: float | None = None
-        self._acting = threading.Event()  # on a second signal, which ends the process
-        self._acted = threading.Event()
+        self._acting = False  # on a second signal, which ends the process
         self._heard_fd, self._wakeup_fd = os.pipe()
         self._stop_fd, self._asked_fd = os.pipe()
         os.set_blocking(self._wakeup_fd, False)
@@ -103,9 +103,9 @@ class Signals:
             elif time.monotonic() - self._first_at >= _SAME_REQUEST_S:
                 with self._lock:
                     if not self._ended:
-                        self._acting.set()
+                        self._acting = True
                         self._on_second(numbers[0])
-                        self._acted.set()
+                        self._acting = False
 
     def _note(self, number: int, _: object) -> None:
         # A Step that calls asyncio's `add_signal_handler` takes the wake-up descriptor: then nobody has heard yet.
@@ -115,10 +115,11 @@ class Signals:
                 os.write(self._wakeup_fd, bytes([number]))
         # A Step that computes in C (`re` does, and yet runs handlers) would not let the thread have the interpreter:
         # waiting here does, for a moment, and for as long as a second signal takes.
-        if self._first_at is not None and not self._acting.wait(_LEND_S):
-            return
-        if self._acting.is_set():
-            self._acted.wait()
+        # No Event: its lock may be held by the very frame that this handler has interrupted.
+        if self._first_at is not None:
+            select.select((), (), (), _LEND_S)
+        while self._acting:
+            select.select((), (), (), _LEND_S)
 
     def _forget(self) -> None:
         # In a fork of ours, a worker of multiprocessing for example: its signals are not requests to us.

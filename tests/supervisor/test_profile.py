@@ -61,6 +61,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("health.poll_max_s", 0, MINUTE),
     ("health.log_every", 0, MILLION),
     ("health.log_every", 1.5, MILLION),
+    ("health.allow_foreign_listener", "yes", "True or False"),
     *((f"timeouts.{name}", 0, DAY) for name in ("start_s", "stall_s", "probe_s", "step_s", "resume_s")),
     ("timeouts.start_s", math.inf, DAY),
     ("timeouts.start_s", math.nan, DAY),

@@ -62,18 +62,21 @@ def test_a_step_that_blocks_the_loop_does_not_hold_up_a_second_signal(block: str
     """Nothing of the kill depends on the event loop: the last line is written, and the child's group is killed."""
     spec = tmp_path / "stuck.py"
     spec.write_text(
-        "import re, time\n"
+        "import re, sys, time\n"
         "from supervisor import Hooks, Profile\n"
         "class Stuck:\n"
         "    name, deadline_s = 'stuck', None\n"
         "    async def __call__(self, child):\n"
+        "        sys.stdout.write('blocked\\n')\n"
+        "        sys.stdout.flush()\n"
         f"        {block}\n"
         f"profile = Profile(name='s', command={tuple(FAKE_ARGV)!r})\n"
         "server = profile, Hooks(warmup=(Stuck(),))\n"
     )
     with supervise("run", f"{spec}:server", "--log-format", "json") as process:
         pid = events_until(process, "child.spawned")[-1]["pid"]
-        events_until(process, "child.up")
+        assert process.stdout
+        assert process.stdout.readline() == "blocked\n"  # before that the loop runs, and would stop as asked
         assert strike_until_it_ends(process, signal.SIGINT) == 128 + signal.SIGINT
         assert events_until(process, "supervise.exit")[-1]["exit_status"] == 128 + signal.SIGINT
     until_dead(pid)
