@@ -286,7 +286,7 @@ BUILT = ("llama-server", "templates/gemma4.jinja")
 def table(root: Path, **options: Any) -> tuple[int, str]:
     """Exit status and output of `inspect_volumes`."""
     out = io.StringIO()
-    status = inspect_volumes(root, ARTIFACTS, console=Console(file=out, width=200), **options)
+    status = inspect_volumes(root, ARTIFACTS, console=Console(file=out, width=1000), **options)
     return status, out.getvalue()
 
 
