@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from bench.peers import LOOPS, healthy
 from bench.rows import Bar, Outcome, Peer, Row, median, percentile
-from bench.setting import FAKE, Ports, Setting
+from bench.setting import BENCH, FAKE, Ports, Setting
 from bench.subject import Subject, clean_env
 from bench.subjects.lag import stamped
 
@@ -77,7 +77,7 @@ def _lane(setting: Setting, lane: int, loads: list[float], ports: Ports, seen: S
 
 def setting_program(name: str) -> str:
     """A program for the peers' environment."""
-    return str(FAKE.parent / "bench" / "programs" / name)
+    return str(BENCH / "programs" / name)
 
 
 def _peers(

@@ -207,3 +207,9 @@ def test_a_difference_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert copy.read_text(encoding="utf-8").startswith("head\n")
     with pytest.raises(ValueError, match="the page has no"):
         page.with_numbers("no markers", None)
+
+
+def test_the_programs_of_the_peers_are_there() -> None:
+    """What is run in the peers' environment, which the suite does not have, is found."""
+    for name in ("mirakuru_start.py", "circus_stop.py"):
+        assert Path(readiness_lag.setting_program(name)).is_file()
