@@ -119,9 +119,9 @@ class Server:
 
     def become_ready(self) -> None:
         o = self.options
-        self.ready_at = time.monotonic()
         if not o.hang:
-            self.out.stamp("ready")
+            self.out.stamp("ready")  # first: once it is ready, somebody may see that, and end us
+        self.ready_at = time.monotonic()
         self.out.log("main: model loaded")
         self.out.srv("init", f"listening on {self.url}")
         if not o.no_ready_line:
