@@ -19,14 +19,16 @@ class Usage:
     """What living members and children that they reaped have used; of sockets only what read(2) and write(2) moved.
 
     Attributes:
-        bytes_read, bytes_written: by all of them together.
+        bytes_read: by all of them together, what read(2) returned or what came from the disk, whichever is more.
+        bytes_moved: all that they read and wrote, to see whether they move: what read(2) had to fetch from the disk
+            counts twice. Not `bytes_read`, which stands still while reads catch up with what page faults fetched.
         cpu_s: used by them.
         waited_s: for how long their present threads were ready to run while others had the cores; 0.0 unless asked for.
         at: `time.monotonic()` of the look.
     """
 
     bytes_read: int
-    bytes_written: int
+    bytes_moved: int
     cpu_s: float
     waited_s: float
     at: float
@@ -51,19 +53,19 @@ class Session:
             self._scanned_at = time.monotonic()
             # Anew, because the scan took its time, in which a busy member used the CPU.
             present = [found for pid, began in self._began.items() if (found := stat(pid)) and found.began == began]
-        at, cpu_s, waited_s, read, written, seen = time.monotonic(), 0.0, 0.0, 0, 0, False
+        at, cpu_s, waited_s, read, moved, seen = time.monotonic(), 0.0, 0.0, 0, 0, False
         for member in present:
             cpu_s += member.cpu_s
             waited_s += _waited_s(member.pid) if waits else 0.0
             try:
                 lines = dict(line.split(": ") for line in Path(f"/proc/{member.pid}/io").read_text().splitlines())
                 # rchar counts read(2) from the page cache too; read_bytes also what page faults of a mapping fetch.
-                read += max(int(lines["rchar"]), int(lines["read_bytes"]))
-                written += max(int(lines["wchar"]), int(lines["write_bytes"]))
+                counts = [int(lines[name]) for name in ("rchar", "read_bytes", "wchar", "write_bytes")]
+                read, moved = read + max(counts[:2]), moved + sum(counts)
                 seen = True
             except (OSError, KeyError, ValueError):
                 continue
-        return Usage(bytes_read=read, bytes_written=written, cpu_s=cpu_s, waited_s=waited_s, at=at) if seen else None
+        return Usage(bytes_read=read, bytes_moved=moved, cpu_s=cpu_s, waited_s=waited_s, at=at) if seen else None
 
 
 def _waited_s(pid: int) -> float:

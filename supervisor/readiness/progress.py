@@ -99,10 +99,9 @@ class LoadMeter:
 
 
 def _moved(last: Usage, usage: Usage, took_s: float, probes: int) -> bool:
-    read, written = usage.bytes_read - last.bytes_read, usage.bytes_written - last.bytes_written
-    works = usage.cpu_s - last.cpu_s
-    if read < 0 or written < 0 or works < 0:  # a member has ended
+    moved, works = usage.bytes_moved - last.bytes_moved, usage.cpu_s - last.cpu_s
+    if moved < 0 or works < 0:  # a member has ended
         return True
-    return read + written >= max(_BYTES, _BYTES_PER_S * took_s, _BYTES_PER_PROBE * probes) or works >= max(
+    return moved >= max(_BYTES, _BYTES_PER_S * took_s, _BYTES_PER_PROBE * probes) or works >= max(
         _CPU_S, _CPU_PER_S * took_s, _CPU_S_PER_PROBE * probes
     )

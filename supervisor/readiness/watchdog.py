@@ -151,6 +151,6 @@ def _worked(before: usage.Usage | None, after: usage.Usage | None) -> bool:
     if before is None or after is None:
         return False
     took_s = after.at - before.at
-    moved = after.bytes_read + after.bytes_written - before.bytes_read - before.bytes_written
+    moved = after.bytes_moved - before.bytes_moved
     ran_s = after.cpu_s - before.cpu_s + after.waited_s - before.waited_s
     return ran_s >= _WORK_CPU * took_s or moved >= _WORK_BYTES_PER_S * took_s

@@ -74,3 +74,24 @@ def test_the_wait_for_a_core_is_counted(started: ExitStack) -> None:
     until(lambda: waited_s() - before > 0.1)
     found = session.usage()
     assert found and found.waited_s == 0.0
+
+
+def test_reads_behind_page_faults_are_movement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What page faults fetched first (the program itself, a mapping) does not hide that read(2) goes on, slowly."""
+    counts = {"rchar": 20_000, "read_bytes": 500_000, "wchar": 6, "write_bytes": 0}
+
+    class Io:
+        def __init__(self, _: str) -> None: ...
+
+        def read_text(self) -> str:
+            return "".join(f"{name}: {count}\n" for name, count in counts.items())
+
+    session = usage.Session(os.getsid(0))
+    monkeypatch.setattr(usage, "Path", Io)
+    monkeypatch.setattr(usage, "living", lambda *_: [processes.stat(os.getpid())])
+    before = session.usage()
+    counts["rchar"] += 7000
+    after = session.usage()
+    assert before and after
+    assert (before.bytes_read, after.bytes_read) == (500_000, 500_000)
+    assert after.bytes_moved - before.bytes_moved == 7000
