@@ -106,11 +106,18 @@ def living(session: int, cookie: str | None = None) -> list[Stat]:
     with _lock:
         family = _families.get(cookie or "")
         seen = dict(family.seen) if family else {}
+        # Nobody enters a session that another made, and reading the environments of all lives' members, at the end of
+        # each life, took 25 ms of CPU among 15 servers.
+        elsewhere = {other.leader for other in _families.values() if other is not family}
     everybody = {pid: found for pid in pids() if (found := stat(pid))}
     leader = everybody.get(session)
     began = family.began if family else leader.began if leader else 0
     # Who is older is no descendant.
-    others = {pid: found for pid, found in everybody.items() if not found.zombie and found.began >= began}
+    others = {
+        pid: found
+        for pid, found in everybody.items()
+        if found.began >= began and not found.zombie and found.session not in elsewhere and pid not in helpers
+    }
     marked = _take(others, lambda found: found.session == session)
     strays = _take(others, lambda found: seen.get(found.pid) == found.began or (bool(family) and _adopted(found)))
     strays |= _descendants(others, {**marked, **strays})

@@ -68,7 +68,8 @@ async def teardown(process: Process, pump: LogPump, stop: Stop, *, port: int) ->
         asked = not process.note_exit()
         if asked:
             members = await _look(process.members) or {}
-            servers = [pid for pid in await _look(partial(process.listeners, port)) or () if pid != process.pid]
+            listening = await _look(partial(process.listeners, port)) if members.keys() - {process.pid} else None
+            servers = [pid for pid in listening or () if pid != process.pid]
             process.signal_all(stop.signal, members)
             # A stopped process takes no signal but KILL and CONT: it would sleep its grace period away. After TERM,
             # which is pending then, so that it does nothing else first; who is not stopped takes no notice.
