@@ -121,6 +121,8 @@ class Dialect:
         chat_path, completions_path, responses_path, images_path: OpenAI's routes, where the engine has them.
         generating: requests that make the engine generate; each must refuse strangers.
         open_paths: routes that answer without a key by design.
+        admin_paths: GET routes without effect that stand for routes of the engine's administration (sleep, pause,
+            unload): whoever may ask them may do that, so that they must refuse strangers.
         example: what a person may try first; None: a chat message.
         thoughts: fields of a chat message that may hold the model's thoughts.
         thinking: whether to think -> fields of a chat request.
@@ -132,6 +134,7 @@ class Dialect:
         token_counters: counters of tokens by name, which grow with every generation.
         slots: how many requests are served at once.
         vision: whether the model takes pictures.
+        asleep: whether the engine sleeps, although its health is green; asking does not wake it.
         loading: words in the body of a 503 that say that the model is still loading.
         metrics_hint: what to set when the metrics route is missing.
         weight_files: a model's path -> every file that belongs to it, by name alone.
@@ -151,6 +154,7 @@ class Dialect:
     images_path: str | None = None
     generating: tuple[Request, ...] = (Request(path="/v1/chat/completions", body=_HI),)
     open_paths: tuple[str, ...] = ("/health",)
+    admin_paths: tuple[str, ...] = ()
     example: Request | None = None
     thoughts: tuple[str, ...] = ("reasoning_content", "reasoning")
     thinking: Callable[[bool], Fields] = template_switch
@@ -164,6 +168,7 @@ class Dialect:
     token_counters: Reading[Mapping[str, float]] | None = None
     slots: Reading[int] | None = None
     vision: Reading[bool] | None = None
+    asleep: Reading[bool] | None = None
     loading: str | None = None
     metrics_hint: str = ""
     weight_files: Callable[[Path], tuple[Path, ...]] = whole_file

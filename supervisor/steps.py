@@ -105,6 +105,10 @@ class Hooks:
                 else:
                     _require_step(field, member)
 
+    def __add__(self, more: Hooks) -> Hooks:
+        """Return the Steps of both at each point, these first."""
+        return Hooks(**{point.name: getattr(self, point.name) + getattr(more, point.name) for point in fields(self)})
+
 
 def _require_step(field: str, member: object) -> None:
     """Raises ProfileError unless the member has what a Step needs."""

@@ -66,6 +66,8 @@ LEAVES = {"leaves"}
 BELOW_LIFECYCLE = {f"supervisor.{name}" for name in ("process", "logs", "readiness", "linux", "timing")} | LEAVES
 BELOW_REHEARSAL = {"supervisor", "supervisor.loading", "supervisor.lifecycle"} | BELOW_LIFECYCLE
 LLAMA = "supervisor.engines.llama_cpp"
+# A new engine needs no line here: it may import what every engine may.
+ENGINES = {f"supervisor.engines.{path.parent.name}" for path in (ROOT / "supervisor/engines").glob("*/__init__.py")}
 HOOKS = {f"hooks.{name}" for name in ("http", "auth", "warmup", "golden", "contract", "artifacts", "smoke")}
 # What each room may import of the others: every import counts, in functions and for type checkers too.
 ARROWS: dict[str, set[str]] = {
@@ -78,12 +80,11 @@ ARROWS: dict[str, set[str]] = {
     "supervisor.lifecycle": BELOW_LIFECYCLE,
     "supervisor": {"supervisor.lifecycle", "supervisor.logs"} | LEAVES,
     "supervisor.engines": LEAVES,
-    "supervisor.engines.llama_cpp": {"supervisor.engines"} | LEAVES,
+    **dict.fromkeys(ENGINES, {"supervisor.engines"} | LEAVES),
     "supervisor.engines.embedded": {"supervisor.engines", "supervisor.engines.llama_cpp"} | LEAVES,
-    "supervisor.engines.dialects": {"supervisor.engines", "supervisor.engines.llama_cpp"} | LEAVES,
     "supervisor.loading": {"supervisor.lifecycle"} | BELOW_LIFECYCLE,
     "supervisor.rehearsal": HOOKS | BELOW_REHEARSAL,
-    "supervisor.cli": {"supervisor.rehearsal", "supervisor.engines", "supervisor.engines.dialects"}
+    "supervisor.cli": {"supervisor.rehearsal", "supervisor.engines"}
     | {"supervisor.engines.embedded", "supervisor.engines.llama_cpp"}
     | HOOKS
     | BELOW_REHEARSAL,

@@ -22,6 +22,7 @@ __all__ = ["exec_"]
     context_settings={"allow_interspersed_args": False},  # options that follow COMMAND are its own, also without --
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--engine", metavar="NAME", help="Whose server it is; plain: none's.  [as COMMAND tells]")
 @shared_options
 @exits_with_status
 def exec_(command: tuple[str, ...], **given: Any) -> int:
@@ -33,6 +34,11 @@ def exec_(command: tuple[str, ...], **given: Any) -> int:
     \b
       supervise exec --health / python3 -m http.server {port}
     """
+    from supervisor.engines import catalogue  # the other commands start without every engine's imports
+
+    kind = catalogue.named(given["engine"]) if given["engine"] else catalogue.guess(command)
     server = PlainServer(command=command, env=variables(given["env"]), port=given["port"] or 0)
     profile, hooks = override(server.profile(), server.hooks(), given)
+    profile = kind.adopt(profile)
+    hooks = kind.hooks(profile) + hooks
     return session.run(profile, hooks, log_format=given["log_format"], key_variable=given["api_key_env"])

@@ -9,8 +9,7 @@ import click
 
 from supervisor.cli.exits import exits_with_status
 from supervisor.cli.reports import json_option, show, write
-from supervisor.dialect import Dialect
-from supervisor.errors import ProfileError, require
+from supervisor.errors import ProfileError
 from supervisor.redact import Secret
 
 if TYPE_CHECKING:
@@ -75,18 +74,16 @@ def _run(given: dict[str, Any]) -> SmokeReport:
     from hooks.http.endpoint import Endpoint
     from hooks.smoke.run import Options
     from hooks.smoke.run import smoke as check
-    from supervisor.engines.dialects import DIALECTS
+    from supervisor.engines import catalogue
 
-    engine = given["engine"]
-    known = {dialect.engine: dialect for dialect in (Dialect(), *DIALECTS)}
-    require(engine is None or engine in known, "--engine", engine, f"one of {', '.join(known)}")
+    kind = catalogue.named(given["engine"]) if given["engine"] else None
     variable = given["api_key_env"]
     endpoint = Endpoint(
         url=given["url"],
         api_key=Secret(os.environ.get(variable, ""), name=f"--api-key-env {variable}") if variable else None,
         open_access=given["open_access"],
         model=given["model"],
-        dialect=known[engine] if engine else None,
+        dialect=kind.dialect if kind else None,
         timeout_s=given["timeout_s"],
     )
     options = Options(
@@ -107,6 +104,6 @@ def _run(given: dict[str, Any]) -> SmokeReport:
                 click.echo(f"supervise smoke: {name} ...", err=True)  # a check may take minutes: a sign of life
 
         async def run() -> SmokeReport:
-            return await check(endpoint, options, dialects=DIALECTS, on_start=show)
+            return await check(endpoint, options, dialects=catalogue.dialects(), on_start=show)
 
         return anyio.run(run)

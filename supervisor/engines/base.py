@@ -1,4 +1,4 @@
-"""What an engine is, and the engine of servers about which nothing is known but their command."""
+"""What an engine is, what is known of its servers, and the engine of which nothing is known but the command."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from supervisor.profile import Profile
 from supervisor.steps import Hooks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from supervisor.redact import Secret
 
-__all__ = ["Engine", "PlainServer"]
+__all__ = ["Engine", "EngineKind", "PlainServer"]
 
 
 class Engine(Protocol):
@@ -34,6 +34,39 @@ class Engine(Protocol):
 
     def hooks(self) -> Hooks:
         """Return the Steps without which the engine does not work, such as one that writes its model."""
+
+
+def _as_it_is(profile: Profile) -> Profile:
+    return profile
+
+
+def _no_hooks(_: Profile) -> Hooks:
+    return Hooks()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineKind:
+    """What is known of every server of an engine, whoever wrote its command; for `supervise exec` and `smoke`.
+
+    A package of `supervisor/engines` offers one as `KIND` in its module `kind`; `catalogue` finds it there.
+
+    Attributes:
+        dialect: how such a server speaks. Its `engine` is the name that `--engine` takes.
+        runs: argv -> whether this command starts such a server.
+        adopt: the profile of a plain command -> the same with what the engine needs: how health is judged, how log
+            lines are read, the grace period, counters, the dialect. Keeps what differs from a profile's defaults.
+        hooks: the adopted profile -> Steps without which such a server should not run.
+    """
+
+    dialect: Dialect
+    runs: Callable[[Sequence[str]], bool]
+    adopt: Callable[[Profile], Profile] = _as_it_is
+    hooks: Callable[[Profile], Hooks] = _no_hooks
+
+    @property
+    def name(self) -> str:
+        """The engine's name."""
+        return self.dialect.engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from supervisor.dialect import Dialect
     from supervisor.engines.help_flags import Binary
 
-__all__ = ["LlamaServer"]
+__all__ = ["TAIL_LINES", "LlamaServer"]
 
 _BARE: Final = ("jinja", "metrics", "load", "api_key")
 _VALUED: Final = {setting: flags.split()[0] for setting, flags in OWNED.items() if setting not in _BARE}
@@ -33,7 +33,7 @@ _COUNTS: Final = {  # setting -> lowest value
     **dict.fromkeys(("ctx_size", "slots", "threads", "batch_size", "ubatch_size"), 1),
     **dict.fromkeys(("gpu_layers", "cache_ram_mib"), 0),
 }
-_TAIL_LINES: Final = 60  # the backtrace of an abort in CUDA alone has more than 20
+TAIL_LINES: Final = 60  # the backtrace of an abort in CUDA alone has more than 20
 _REQUIRED: Final = ("ctx_size", "slots")
 _HIDDEN: Final = ("LLAMA_API_KEY", "LLAMA_ARG_MODEL", "LLAMA_ARG_LOAD_MODE")
 _ARG_VARIABLES: Final = "free of LLAMA_ARG_* variables, which set flags that this command line does not show"
@@ -188,7 +188,7 @@ class LlamaServer:
             stop=self.stop or Stop(),
             restart=self.restart or Restart(),
             liveness=liveness,
-            logs=LogLimits(parse=parse_line, tail_lines=_TAIL_LINES),
+            logs=LogLimits(parse=parse_line, tail_lines=TAIL_LINES),
             dialect=self.dialect,
         )
 

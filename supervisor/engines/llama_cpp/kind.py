@@ -1,0 +1,44 @@
+"""What is known of every llama-server."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from supervisor.engines.base import EngineKind
+from supervisor.engines.llama_cpp.dialect import COUNTERS, LLAMA_CPP, READY, accept, parse_line
+from supervisor.engines.llama_cpp.server import TAIL_LINES
+from supervisor.profile import accept_2xx
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from supervisor.profile import Profile
+
+__all__ = ["KIND"]
+
+
+def runs(argv: Sequence[str]) -> bool:
+    """Tell whether the program is llama-server, under any path, also behind wrappers such as `env` or `nice`."""
+    return any(Path(argument).name == "llama-server" for argument in argv)
+
+
+def adopt(profile: Profile) -> Profile:
+    """Return the profile with llama-server's health body, log lines and counters."""
+    health, liveness = profile.health, profile.liveness
+    if health.path == "/health" and health.accept is accept_2xx:
+        health = replace(health, accept=accept)
+    if liveness.counters_path is None and "--metrics" in profile.command:
+        liveness = replace(liveness, counters_path="/metrics", counters_pattern=COUNTERS)
+    return replace(
+        profile,
+        health=replace(health, ready_pattern=health.ready_pattern or READY),
+        liveness=liveness,
+        logs=replace(profile.logs, parse=parse_line, tail_lines=max(profile.logs.tail_lines, TAIL_LINES)),
+        api_key_env=profile.api_key_env or "LLAMA_API_KEY",
+        dialect=LLAMA_CPP,
+    )
+
+
+KIND: Final = EngineKind(dialect=LLAMA_CPP, runs=runs, adopt=adopt)
