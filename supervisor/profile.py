@@ -6,15 +6,15 @@ value and what is allowed.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from supervisor import checks
 from supervisor.dialect import Dialect
 from supervisor.errors import ProfileError, require
 from supervisor.levels import ParseLine, plain_line
@@ -22,59 +22,6 @@ from supervisor.redact import MASK, Redactor, Secret, is_secret_variable, secret
 
 Accept = Callable[[int, str], str | None]
 """Judges a health answer: (HTTP status, body) -> None when the server is up, else why not, in a few words."""
-
-
-def _seconds(name: str, value: float, *, low: float = 0.0, high: float = 86_400.0) -> None:
-    ok = _number(value) and math.isfinite(value) and low < value <= high
-    require(ok, name, value, f"seconds, more than {low:g} and at most {high:g}")
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _count(name: str, value: int, low: int, high: int) -> None:
-    require(
-        _number(value) and isinstance(value, int) and low <= value <= high,
-        name,
-        value,
-        f"a whole number from {low} to {high}",
-    )
-
-
-def _pattern(name: str, value: str | None) -> None:
-    if value is None:
-        return
-    try:
-        re.compile(value)
-    except (re.error, TypeError) as error:
-        raise ProfileError(field=name, value=value, allowed=f"a regular expression ({error})") from error
-
-
-def _url_path(name: str, value: str) -> None:
-    ok = isinstance(value, str) and value.startswith("/") and value.isprintable() and " " not in value
-    require(ok, name, value, "a path that begins with /, without blanks")
-
-
-def _kind(value: object) -> str:
-    # What a message shows of a value that may hold a key.
-    return f"({type(value).__name__})"
-
-
-def _path(name: str, value: object) -> Path:
-    if not isinstance(value, str | os.PathLike):
-        raise ProfileError(field=name, value=value, allowed="a path")
-    path = Path(value)
-    require("\0" not in os.fspath(path), name, value, "a path without NUL")
-    return path
-
-
-def _items(name: str, value: object) -> tuple[object, ...]:
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
-        return tuple(value)
-    # The value stays out of the message: a command line may hold a key.
-    shown = "one string" if isinstance(value, str) else _kind(value)
-    raise ProfileError(field=name, value=shown, allowed="a tuple of strings")
 
 
 def accept_2xx(status: int, body: str) -> str | None:
@@ -117,16 +64,16 @@ class Health:
     allow_foreign_listener: bool = False
 
     def __post_init__(self) -> None:
-        _url_path("health.path", self.path)
+        checks.url_path("health.path", self.path)
         require(callable(self.accept), "health.accept", self.accept, "a function of status and body")
         named = self.model_id is None or (isinstance(self.model_id, str) and bool(self.model_id.strip()))
         require(named, "health.model_id", self.model_id, "not blank")
-        _pattern("health.ready_pattern", self.ready_pattern)
-        _seconds("health.poll_min_s", self.poll_min_s, high=60)
+        checks.pattern("health.ready_pattern", self.ready_pattern)
+        checks.seconds("health.poll_min_s", self.poll_min_s, high=60)
         slowest_s = self.slowest_poll_s
-        _seconds("health.poll_max_s", slowest_s, high=60)
+        checks.seconds("health.poll_max_s", slowest_s, high=60)
         require(self.poll_min_s <= slowest_s, "health.poll_min_s", self.poll_min_s, f"<= {slowest_s}")
-        _count("health.log_every", self.log_every, 1, 1_000_000)
+        checks.count("health.log_every", self.log_every, 1, 1_000_000)
         allow = self.allow_foreign_listener
         require(isinstance(allow, bool), "health.allow_foreign_listener", allow, "True or False")
 
@@ -158,7 +105,7 @@ class Timeouts:
 
     def __post_init__(self) -> None:
         for name in ("start_s", "stall_s", "probe_s", "step_s", "resume_s"):
-            _seconds(f"timeouts.{name}", getattr(self, name))
+            checks.seconds(f"timeouts.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,8 +118,8 @@ class Stop:
 
     def __post_init__(self) -> None:
         require(isinstance(self.signal, signal.Signals), "stop.signal", self.signal, "a member of signal.Signals")
-        _seconds("stop.grace_s", self.grace_s, high=3600)
-        _seconds("stop.drain_s", self.drain_s, high=60)
+        checks.seconds("stop.grace_s", self.grace_s, high=3600)
+        checks.seconds("stop.drain_s", self.drain_s, high=60)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,15 +149,15 @@ class Restart:
     def __post_init__(self) -> None:
         policies = ("never", "on-failure", "on-resume")
         require(self.policy in policies, "restart.policy", self.policy, "'never', 'on-failure' or 'on-resume'")
-        _count("restart.max_restarts", self.max_restarts, 0, 1_000_000)
-        _seconds("restart.backoff_s", self.backoff_s, high=3600)
-        _seconds("restart.backoff_max_s", self.backoff_max_s)
+        checks.count("restart.max_restarts", self.max_restarts, 0, 1_000_000)
+        checks.seconds("restart.backoff_s", self.backoff_s, high=3600)
+        checks.seconds("restart.backoff_max_s", self.backoff_max_s)
         require(self.backoff_s <= self.backoff_max_s, "restart.backoff_s", self.backoff_s, f"<= {self.backoff_max_s}")
-        require(_number(self.jitter) and 0 <= self.jitter <= 1, "restart.jitter", self.jitter, "from 0 to 1")
-        _seconds("restart.reset_after_s", self.reset_after_s)
-        _count("restart.crash_loop_after", self.crash_loop_after, 1, 1_000_000)
+        require(checks.is_number(self.jitter) and 0 <= self.jitter <= 1, "restart.jitter", self.jitter, "from 0 to 1")
+        checks.seconds("restart.reset_after_s", self.reset_after_s)
+        checks.count("restart.crash_loop_after", self.crash_loop_after, 1, 1_000_000)
         if self.host_exit_code is not None:
-            _count("restart.host_exit_code", self.host_exit_code, 1, 255)
+            checks.count("restart.host_exit_code", self.host_exit_code, 1, 255)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,13 +187,13 @@ class Liveness:
         require(
             self.armed in ("ready", "resume", "never"), "liveness.armed", self.armed, "'ready', 'resume' or 'never'"
         )
-        _seconds("liveness.period_s", self.period_s)
-        _count("liveness.misses", self.misses, 1, 1000)
-        _seconds("liveness.inference_every_s", self.inference_every_s)
-        _seconds("liveness.step_s", self.step_s)
-        _pattern("liveness.counters_pattern", self.counters_pattern)
+        checks.seconds("liveness.period_s", self.period_s)
+        checks.count("liveness.misses", self.misses, 1, 1000)
+        checks.seconds("liveness.inference_every_s", self.inference_every_s)
+        checks.seconds("liveness.step_s", self.step_s)
+        checks.pattern("liveness.counters_pattern", self.counters_pattern)
         if self.counters_path is not None:
-            _url_path("liveness.counters_path", self.counters_path)
+            checks.url_path("liveness.counters_path", self.counters_path)
         both = (self.counters_path is None) == (self.counters_pattern is None)
         require(both, "liveness.counters_path", self.counters_path, "given together with counters_pattern")
 
@@ -258,19 +205,23 @@ class LogLimits:
     Attributes:
         max_line_bytes: longer lines are cut, the rest is counted as dropped.
         tail_lines: kept for errors.
+        tail_errors: the last so many lines of level error are kept as well, and stand before the last lines: what
+            follows the error in a crash is often noise.
         backlog_bytes: read and not yet processed, per stream; beyond it the oldest output is dropped and counted.
         parse: reads the engine's level out of a line.
     """
 
     max_line_bytes: int = 8192
     tail_lines: int = 20
+    tail_errors: int = 10
     backlog_bytes: int = 4 * 1024 * 1024
     parse: ParseLine = plain_line
 
     def __post_init__(self) -> None:
-        _count("logs.max_line_bytes", self.max_line_bytes, 80, 1 << 20)
-        _count("logs.tail_lines", self.tail_lines, 1, 10_000)
-        _count("logs.backlog_bytes", self.backlog_bytes, 1 << 16, 1 << 30)
+        checks.count("logs.max_line_bytes", self.max_line_bytes, 80, 1 << 20)
+        checks.count("logs.tail_lines", self.tail_lines, 1, 10_000)
+        checks.count("logs.tail_errors", self.tail_errors, 0, 10_000)
+        checks.count("logs.backlog_bytes", self.backlog_bytes, 1 << 16, 1 << 30)
         require(callable(self.parse), "logs.parse", self.parse, "a function of a line")
 
 
@@ -290,6 +241,10 @@ class Profile:
         api_key_env: the variable by which the child learns the key; None: it learns it some other way.
         open_access: the server is meant to answer without a key; the auth Step refuses an open server otherwise.
         weights: files that the load reads, for progress and for the snapshot contract.
+        vital: regular expressions for the command line (joined by blanks) or the name of the child's descendants
+            without which it is not whole, such as an engine's workers. The end of one that was seen is the end of the
+            child, at once, whatever code the child itself exits with later. A fork that has its parent's command line
+            and name does not count. (): nothing is watched.
         dialect: how the engine speaks; hooks ask it.
     """
 
@@ -304,6 +259,7 @@ class Profile:
     api_key_env: str | None = None
     open_access: bool = False
     weights: tuple[Path, ...] = ()
+    vital: tuple[str, ...] = ()
     health: Health = field(default_factory=Health)
     timeouts: Timeouts = field(default_factory=Timeouts)
     stop: Stop = field(default_factory=Stop)
@@ -319,15 +275,21 @@ class Profile:
         # No text's value is shown here, because a key may stand in it.
         for where, text in texts.items():
             require("\0" not in text, where, "(text with NUL)", "text without NUL")
-        object.__setattr__(self, "inherit_env", _items("inherit_env", self.inherit_env))
+        object.__setattr__(self, "inherit_env", checks.items("inherit_env", self.inherit_env))
         for pattern in self.inherit_env:
             require(isinstance(pattern, str), "inherit_env", pattern, "a tuple of strings")
-        object.__setattr__(self, "weights", tuple(_path("weights", path) for path in _items("weights", self.weights)))
+        object.__setattr__(
+            self, "weights", tuple(checks.as_path("weights", path) for path in checks.items("weights", self.weights))
+        )
+        object.__setattr__(self, "vital", checks.items("vital", self.vital))
+        for expression in self.vital:
+            require(isinstance(expression, str) and expression != "", "vital", expression, "a tuple of strings")
+            checks.pattern("vital", expression)
         if self.cwd is not None:
-            object.__setattr__(self, "cwd", _path("cwd", self.cwd))
+            object.__setattr__(self, "cwd", checks.as_path("cwd", self.cwd))
         host = isinstance(self.host, str) and bool(re.fullmatch(r"[^\s/\0]+", self.host))
         require(host, "host", self.host, "a host name or IP")
-        _count("port", self.port, 0, 65_535)
+        checks.count("port", self.port, 0, 65_535)
         if self.port == 0 and not any("{port}" in text.replace("{{port}}", "") for text in texts.values()):
             raise ProfileError(
                 field="port", value=0, allowed="a port number, or '{port}' must stand in the command or env"
@@ -340,19 +302,19 @@ class Profile:
     def _texts(self) -> dict[str, str]:
         """Every text of the command and the environment, by where it stands; secrets as empty texts."""
         arguments: list[str] = []
-        for i, arg in enumerate(_items("command", self.command)):
+        for i, arg in enumerate(checks.items("command", self.command)):
             text = os.fspath(arg) if isinstance(arg, str | os.PathLike) else None
             if not isinstance(text, str):
-                raise ProfileError(field=f"command[{i}]", value=_kind(arg), allowed="text or a path")
+                raise ProfileError(field=f"command[{i}]", value=checks.kind_of(arg), allowed="text or a path")
             arguments.append(text)
         object.__setattr__(self, "command", tuple(arguments))
         texts = {f"command[{i}]": text for i, text in enumerate(arguments)}
-        require(isinstance(self.env, Mapping), "env", _kind(self.env), "a mapping of names to texts")
+        require(isinstance(self.env, Mapping), "env", checks.kind_of(self.env), "a mapping of names to texts")
         for name, value in self.env.items():
-            require(isinstance(name, str), "env", _kind(name), "a mapping of names to texts")
+            require(isinstance(name, str), "env", checks.kind_of(name), "a mapping of names to texts")
             head = re.split("[=\0]", name)[0]  # a key may stand behind the =
             require(_variable(name), "env", f"{head}...", "names without '=' and NUL")
-            require(isinstance(value, str | Secret), f"env[{name}]", _kind(value), "text or a Secret")
+            require(isinstance(value, str | Secret), f"env[{name}]", checks.kind_of(value), "text or a Secret")
             texts[f"env[{name}]"] = "" if isinstance(value, Secret) else value
         return texts
 

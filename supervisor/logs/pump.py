@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal, get_args
 
@@ -22,6 +21,7 @@ from supervisor.events import Level
 from supervisor.logs.backlog import Backlog
 from supervisor.logs.clean import LineCleaner
 from supervisor.logs.lines import LineSplitter
+from supervisor.logs.tail import Tail
 from supervisor.profile import LogLimits
 from supervisor.redact import Redactor
 
@@ -64,7 +64,7 @@ class LogPump:
         self._on_dropped = on_dropped
         # A secret that begins before the cut must be whole to be recognised.
         self._splitters = {stream: LineSplitter(limits.max_line_bytes + redact.longest_bytes) for stream in fds}
-        self._tail: deque[str] = deque(maxlen=limits.tail_lines)
+        self._tail = Tail(limits.tail_lines, limits.tail_errors)
         self._dropped = [0, 0]  # lines, bytes
         self._reported_at = -math.inf
         self._parser_failed = False
@@ -83,10 +83,10 @@ class LogPump:
         self.drained.set()
 
     def tail(self) -> tuple[str, ...]:
-        """The last lines, unfinished ones included, redacted."""
+        """The last lines, unfinished ones included, and earlier errors before them (see `Tail`); redacted."""
         partials = (splitter.partial() for splitter in self._splitters.values())
         shown = [self._cleaner.decode(partial, cut=True) for partial in partials if partial]
-        return tuple([*self._tail, *filter(None, shown)][-self._limits.tail_lines :])
+        return self._tail.show(filter(None, shown))
 
     async def _pump(self, stream: Stream) -> None:
         fd = self._fds[stream]
@@ -137,7 +137,7 @@ class LogPump:
             if shown is not text:
                 # Unescaping (JSON's) may bring to light what was not there before: a secret, a control character.
                 shown = self._cleaner.tidy(" ".join(shown.encode("utf-8", "replace").decode().splitlines()), cut=cut)
-            self._tail.append(shown)
+            self._tail.add(level, shown)
             self._on_line(stream, level, shown)
 
     def _parse(self, text: str) -> tuple[Level, str]:

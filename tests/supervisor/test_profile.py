@@ -96,6 +96,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("liveness.counters_path", "/metrics", "given together with counters_pattern"),
     ("logs.max_line_bytes", 79, "a whole number from 80 to 1048576"),
     ("logs.tail_lines", 0, "a whole number from 1 to 10000"),
+    ("logs.tail_errors", -1, "a whole number from 0 to 10000"),
     ("logs.backlog_bytes", 65_535, "a whole number from 65536 to 1073741824"),
 ]
 
@@ -139,6 +140,15 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_allowed_range(where: st
         ({"cwd": "a\0b"}, "cwd", "a\0b", "a path without NUL"),
         ({"weights": (5,)}, "weights", 5, "a path"),
         ({"weights": "model.gguf"}, "weights", "one string", "a tuple of strings"),
+        ({"vital": "worker"}, "vital", "one string", "a tuple of strings"),
+        ({"vital": ("",)}, "vital", "", "a tuple of strings"),
+        ({"vital": (5,)}, "vital", 5, "a tuple of strings"),
+        (
+            {"vital": ("(",)},
+            "vital",
+            "(",
+            "a regular expression (missing ), unterminated subpattern at position 0)",
+        ),
         ({"api_key": "plain"}, "api_key", MASK, "a Secret, or None"),
         ({"api_key_env": "A=B"}, "api_key_env", "A=B", "a name without '=' and NUL, or None"),
         ({"api_key_env": ""}, "api_key_env", "", "a name without '=' and NUL, or None"),
