@@ -110,14 +110,24 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """How to end the child: the signal to its process group, `grace_s`, KILL; then at most `drain_s` for the pipes."""
+    """How to end the child: the signal, `grace_s`, KILL to all that is left; then at most `drain_s` for the pipes.
+
+    Attributes:
+        signal: the request to end.
+        to: who gets it: `group`, the child and everything that descends from it; or `leader`, the child alone, for a
+            server that ends its own workers and takes their death by a signal for a crash. Then no wrapper that keeps
+            signals to itself may stand before the server.
+        grace_s, drain_s: see above.
+    """
 
     signal: signal.Signals = signal.SIGTERM
+    to: Literal["group", "leader"] = "group"
     grace_s: float = 10.0
     drain_s: float = 2.0
 
     def __post_init__(self) -> None:
         require(isinstance(self.signal, signal.Signals), "stop.signal", self.signal, "a member of signal.Signals")
+        require(self.to in ("group", "leader"), "stop.to", self.to, "'group' or 'leader'")
         checks.seconds("stop.grace_s", self.grace_s, high=3600)
         checks.seconds("stop.drain_s", self.drain_s, high=60)
 

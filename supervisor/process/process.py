@@ -146,6 +146,12 @@ class Process:
                 if self._reaped or os.getpgid(pid) != self.pid:
                     _signal_one(pid, began, number)
 
+    def signal_leader(self, number: signal.Signals) -> None:
+        """Signals the child alone, unless it has been reaped."""
+        if self._holds_its_number():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self.pid, number)
+
     def _holds_its_number(self) -> bool:
         """Whether the child runs or is our zombie: else its number may be somebody else's by now."""
         try:

@@ -1,4 +1,4 @@
-"""The end of a child: TERM and CONT to its group, a grace period, KILL, and a bounded drain of its pipes."""
+"""The end of a child: TERM to its group or to it alone, CONT to all, a grace period, KILL, and a bounded drain."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ async def teardown(process: Process, pump: LogPump, stop: Stop, *, port: int) ->
     """Ends the child and everything that descends from it; the pump and `process.watch` must still be running.
 
     Shielded from cancellation and bounded by `grace_s` + `drain_s`, twice 5 s, and a little. A child that has already
-    ended gets no TERM, and what it left behind is killed at once. Otherwise TERM goes to all, and the grace period is
-    for the child and for whoever listens on `port` (the server behind a wrapper); others may take until `drain_s` to
-    close the pipes. Whatever is alive then is killed, also what left the group or the session, and so is whoever still
-    holds a pipe of the child's after that.
+    ended gets no TERM, and what it left behind is killed at once. Otherwise TERM goes to whom `stop.to` says, and the
+    grace period is for the child and for whoever listens on `port` (the server behind a wrapper); others may take until
+    `drain_s` to close the pipes. Whatever is alive then is killed, also what left the group or the session, and so is
+    whoever still holds a pipe of the child's after that.
     """
     began = time.monotonic()
     escalated = False
@@ -70,7 +70,10 @@ async def teardown(process: Process, pump: LogPump, stop: Stop, *, port: int) ->
             members = await _look(process.members) or {}
             listening = await _look(partial(process.listeners, port)) if members.keys() - {process.pid} else None
             servers = [pid for pid in listening or () if pid != process.pid]
-            process.signal_all(stop.signal, members)
+            if stop.to == "leader":
+                process.signal_leader(stop.signal)
+            else:
+                process.signal_all(stop.signal, members)
             # A stopped process takes no signal but KILL and CONT: it would sleep its grace period away. After TERM,
             # which is pending then, so that it does nothing else first; who is not stopped takes no notice.
             process.signal_all(signal.SIGCONT, members)

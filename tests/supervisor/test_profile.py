@@ -67,6 +67,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("timeouts.start_s", math.nan, DAY),
     ("timeouts.start_s", "10", DAY),
     ("timeouts.start_s", 86_400.1, DAY),
+    ("stop.to", "all", "'group' or 'leader'"),
     ("stop.grace_s", 0, HOUR),
     ("stop.grace_s", 3601, HOUR),
     ("stop.drain_s", 0, MINUTE),

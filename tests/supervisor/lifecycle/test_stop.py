@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Literal
 
 import anyio
 import httpx
@@ -101,6 +102,23 @@ async def test_the_grace_is_the_servers_not_its_wrappers(tail: str) -> None:
     result = seen.one(ev.TeardownFinished)
     assert not result.escalated
     assert result.took_s >= 0.5
+
+
+@pytest.mark.parametrize(("to", "told"), [("group", True), ("leader", False)])
+async def test_whoever_the_stop_is_for_is_told(tmp_path: Path, to: Literal["group", "leader"], told: bool) -> None:
+    """A worker beside the server is told to end only if the stop is for the group; it outlives no stop either way."""
+    mark, ready = tmp_path / "told", tmp_path / "pid"
+    worker = f"trap 'echo > {mark}; exit' TERM; echo $$ > {ready}; while :; do sleep 0.02; done"
+    command = ("/bin/sh", "-c", f'/bin/sh -c "$0" & exec {sys.executable} -I -S {FAKE} --port {{port}}', worker)
+    seen = Recorder()
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(supervise, fake_profile(command=command, stop=Stop(to=to)), Hooks(observers=(seen,)))
+        await until_async(lambda: ready.exists() and ready.read_text())
+        pid = int(ready.read_text())
+        tasks.cancel_scope.cancel()
+    assert seen.one(ev.ChildExited).exit_code == 0
+    assert mark.exists() is told
+    assert not alive(pid)
 
 
 async def test_a_server_in_a_group_of_its_own_is_stopped() -> None:
