@@ -12,8 +12,10 @@ PEERS := build/bench-peers
 BENCH_ARGS ?=
 SECONDS ?= 600
 SOAK_ARGS ?=
+ENGINES ?=
+ENGINES_ARGS ?=
 
-.PHONY: up test faults soak lint rehearse sandbox deploy-dry clean
+.PHONY: up test faults engines soak lint rehearse sandbox deploy-dry clean
 
 up: $(SERVING)
 	$(BIN)/supervise run local --port $(PORT)
@@ -25,6 +27,10 @@ test: $(TOOLS)
 faults: $(TOOLS)
 	FAULTS_JSON=tests/system/faults.json $(BIN)/python -m pytest tests/system/test_faults.py -k test_a_fault
 	PYTHONPATH=tests $(BIN)/python -m tools.fault_table
+
+# Real engines, each in an environment of its own, through the whole lifecycle: make engines ENGINES=embedded
+engines: $(TOOLS)
+	PYTHONPATH=tests $(BIN)/python -m engines $(ENGINES) $(ENGINES_ARGS)
 
 # Random faults on a loop: make soak SECONDS=60 SOAK_ARGS="--seed 7"
 soak: $(TOOLS)

@@ -1,0 +1,70 @@
+"""`python -m engines [NAME ...]`: real engines, one after the other, through the lifecycle. See the Makefile."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from engines.environment import clean
+from engines.recipe import CHECKS, named
+from engines.run import Report, check_engine
+from engines.table import table_of
+from supervisor import SupervisorError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 1 when a check failed, or with --strict when the platform lacks what no recipe declares."""
+    parser = argparse.ArgumentParser(prog="python -m engines", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="an engine; default: all")
+    parser.add_argument("--only", action="append", default=[], metavar="CHECK", help=f"one of {', '.join(CHECKS)}")
+    parser.add_argument("--json", type=Path, help="where the results go")
+    parser.add_argument("--strict", action="store_true", help="only the lacks that a recipe declares are accepted")
+    given = parser.parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    try:
+        recipes = named(given.names)
+    except SupervisorError as error:
+        console.print(str(error), markup=False)
+        return 2
+    # The engines inherit this environment, and none of it that is ours.
+    for name in set(os.environ) - set(clean(os.environ)):
+        del os.environ[name]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    reports: list[Report] = []
+    began = time.monotonic()
+    for recipe in recipes:
+
+        def say(text: str, name: str = recipe.name) -> None:
+            console.print(f"[{time.monotonic() - began:5.0f} s] {name}: {text}", markup=False, highlight=False)
+
+        reports.append(check_engine(recipe, say, only=given.only))
+    console.print(table_of(reports))
+    console.print(f"{len(reports)} engines in {time.monotonic() - began:.0f} s")
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(_document(reports), indent=1) + "\n", encoding="utf-8")
+    return int(any(report.failed(strict=given.strict) for report in reports))
+
+
+def _document(reports: list[Report]) -> dict[str, Any]:
+    """What is committed: the machine, the date, and every result."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores, no GPU",
+        "python": platform.python_version(),
+        "engines": [report.to_json() for report in reports],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
