@@ -67,7 +67,9 @@ BELOW_LIFECYCLE = {f"supervisor.{name}" for name in ("process", "logs", "readine
 BELOW_REHEARSAL = {"supervisor", "supervisor.loading", "supervisor.lifecycle"} | BELOW_LIFECYCLE
 LLAMA = "supervisor.engines.llama_cpp"
 # A new engine needs no line here: it may import what every engine may.
-ENGINES = {f"supervisor.engines.{path.parent.name}" for path in (ROOT / "supervisor/engines").glob("*/__init__.py")}
+ENGINES = {
+    name for name, path in MODULES.items() if name.startswith("supervisor.engines.") and path.name == "__init__.py"
+}
 HOOKS = {f"hooks.{name}" for name in ("http", "auth", "warmup", "golden", "contract", "artifacts", "smoke")}
 # What each room may import of the others: every import counts, in functions and for type checkers too.
 ARROWS: dict[str, set[str]] = {
