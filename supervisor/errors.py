@@ -7,12 +7,14 @@ SupervisorError                  base; `cli_status` is the exit code of `supervi
 ├── OutOfResources           3   this process could not get a thread, a descriptor or memory
 ├── NotReady                 3   base: the child never became ready
 │   ├── DiedBeforeReady          it exited (any code) or was killed while loading or in warmup
+│   │   └── WorkerDiedBeforeReady    the same of a process that `Profile.vital` names
 │   ├── ReadinessTimeout         `start_s` passed
 │   ├── LoadStalled              nothing read, no CPU used, nothing logged for `stall_s`
 │   ├── PortTaken                somebody else listens on the port
 │   └── WrongModel               our child answers, but not for the model that was asked for
 ├── StepFailed               4   a hook refused: lifecycle point, step, reason
 ├── ChildCrashed             1   the child ended after READY, unasked
+│   └── WorkerDied               the same of a process that `Profile.vital` names
 ├── ChildUnresponsive        1   the child lives but does not answer
 └── IllegalState             1   an operation that the present state forbids
 
@@ -40,6 +42,8 @@ __all__ = [
     "StepFailed",
     "SupervisorError",
     "UnsupportedFlag",
+    "WorkerDied",
+    "WorkerDiedBeforeReady",
     "WrongModel",
 ]
 
@@ -77,6 +81,11 @@ def _how(exit_code: int | None, signal: str | None) -> str:
     if signal is None and exit_code is None:
         return "ended (how is unknown: SIGCHLD is ignored here, or somebody else reaped it)"
     return f"was killed by {signal}" if signal else f"exited with code {exit_code}"
+
+
+def _worker(pid: int, command: str, exit_code: int | None, signal: str | None) -> str:
+    how = "ended" if exit_code is None and signal is None else _how(exit_code, signal)
+    return f"the child's process {pid} ({command}) {how}"
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -166,20 +175,40 @@ class DiedBeforeReady(NotReady):
 
     @property
     def summary(self) -> str:
-        hint = ""
+        what = f"the child {_how(self.exit_code, self.signal)} during {self.during}, after {self.waited_s:.2f} s."
+        if self.exit_code == 0 and not self.out_of_memory:
+            what += " A server that exits cleanly while loading usually printed help, or detached into the background."
+        return what + self._hint
+
+    @property
+    def _hint(self) -> str:
         if self.out_of_memory:
-            hint = (
+            return (
                 f" It could not allocate memory ({self.out_of_memory[:200].strip()}): choose a smaller context or "
                 "model, fewer layers in GPU memory, or a larger machine."
             )
-        elif self.signal == "SIGILL":
-            hint = " The binary uses instructions that this CPU lacks: take a build for this machine."
-        elif self.signal == "SIGKILL":
-            hint = " Nobody here sent that: look for the out-of-memory killer or the container's memory limit."
-        elif self.exit_code == 0:
-            hint = " A server that exits cleanly while loading usually printed help, or detached into the background."
-        what = f"the child {_how(self.exit_code, self.signal)} during {self.during}, after {self.waited_s:.2f} s."
-        return what + hint
+        if self.signal == "SIGILL":
+            return " The binary uses instructions that this CPU lacks: take a build for this machine."
+        if self.signal == "SIGKILL":
+            return " Nobody here sent that: look for the out-of-memory killer or the container's memory limit."
+        return ""
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class WorkerDiedBeforeReady(DiedBeforeReady):
+    """A process that `Profile.vital` names ended during the load or the warmup; `exit_code` and `signal` are its own.
+
+    Attributes:
+        worker_pid, worker: its number, and its command line, masked.
+    """
+
+    worker_pid: int
+    worker: str
+
+    @property
+    def summary(self) -> str:
+        what = _worker(self.worker_pid, self.worker, self.exit_code, self.signal)
+        return f"{what} during {self.during}, after {self.waited_s:.2f} s.{self._hint}"
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -291,6 +320,23 @@ class ChildCrashed(SupervisorError):
     @property
     def summary(self) -> str:
         return f"the child {_how(self.exit_code, self.signal)} unasked, {self.uptime_s:.1f} s after its start."
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class WorkerDied(ChildCrashed):
+    """A process that `Profile.vital` names ended after READY; `exit_code` and `signal` are its own.
+
+    Attributes:
+        worker_pid, worker: its number, and its command line, masked.
+    """
+
+    worker_pid: int
+    worker: str
+
+    @property
+    def summary(self) -> str:
+        what = _worker(self.worker_pid, self.worker, self.exit_code, self.signal)
+        return f"{what} unasked, {self.uptime_s:.1f} s after the child's start. The child cannot serve without it."
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

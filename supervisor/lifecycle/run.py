@@ -26,6 +26,8 @@ from supervisor.errors import (
     SpawnError,
     StepFailed,
     SupervisorError,
+    WorkerDied,
+    WorkerDiedBeforeReady,
 )
 from supervisor.events import State
 from supervisor.lifecycle.control import Control
@@ -37,6 +39,7 @@ from supervisor.process.managed import managed
 from supervisor.process.process import Process
 from supervisor.process.spawn import launch
 from supervisor.process.teardown import teardown
+from supervisor.process.vital import VitalEnd, VitalProcesses
 from supervisor.profile import Profile
 from supervisor.readiness.hint import Hint
 from supervisor.readiness.identity import wider_than_asked
@@ -51,6 +54,8 @@ T = TypeVar("T")
 
 # A Step fails on a connection that the child's death has cut: the death is the cause, and is seen within this time.
 _DEATH_FOLLOWS_S: Final = 0.25
+# Between two looks for vital processes: engines start theirs while they load, and seldom one later.
+_STARTING_LOOKS_S, _LATER_LOOKS_S = 0.5, 10.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,6 +94,7 @@ class Run:
     _process: Process = field(init=False)
     _pump: LogPump = field(init=False)
     _hint: Hint = field(init=False)
+    _vital: VitalProcesses | None = None
     _ready_at: float | None = None
     _asleep: bool = False
     ready_s: float | None = None
@@ -108,8 +114,12 @@ class Run:
                 before_start = self.supervision.hooks.before_start
                 await run_steps("before_start", before_start, replace(self.child, port=0), emit)
                 await self._spawn()
-                async with managed(self._process, self._pump, end=self._end, on_notice=self._notice):
-                    await self._serve_until_ended()
+                try:
+                    async with managed(self._process, self._pump, end=self._end, on_notice=self._notice):
+                        await self._serve_until_ended()
+                finally:
+                    if self._vital is not None:
+                        self._vital.close()
             except Exception as failure:
                 # A SpawnError says more: the command, and what the system refused.
                 error = failure if isinstance(failure, SpawnError) else translated(failure)
@@ -127,6 +137,8 @@ class Run:
         launched = await launch(self.child)
         self._process = launched.process
         self.child = self.supervision.control.child = replace(self.child, pid=self._process.pid, cookie=launched.cookie)
+        if profile.vital:
+            self._vital = VitalProcesses(profile.vital, self._process.pid, launched.cookie, redact)
         emit(events.ChildSpawned(pid=self._process.pid, argv=redact.argv(launched.argv)))
         self._pump = LogPump(
             {"stdout": self._process.stdout_fd, "stderr": self._process.stderr_fd},
@@ -161,6 +173,8 @@ class Run:
         if (wider := await wider_than_asked(self.child)) is not None:
             self._notice(wider)
         await self._while_alive(partial(self._steps, "warmup", hooks.warmup))
+        if self._vital is not None:
+            await self._while_alive(self._vital.find)  # whoever is there at READY is watched from then on
         self._ready_at = time.monotonic()
         emit(events.ChildReady(waited_s=self._waited_s(), url=self.child.url, pid=self._process.pid))
         if not supervision.started:
@@ -246,32 +260,59 @@ class Run:
         supervision.control.answer()
 
     async def _while_alive(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Does the work; the child's exit ends it at once and is what counts."""
+        """Does the work; the child's exit, or that of a vital process, ends it at once and is what counts."""
         error: SupervisorError | None = None
 
         async def until_exit() -> NoReturn:
             await self._process.exited.wait()
             raise self._death()
 
+        async def until_loss() -> NoReturn:
+            assert self._vital
+            starting = self.supervision.emit.state in (State.LOADING, State.UP)
+            raise self._loss(await self._vital.until_one_ends(_STARTING_LOOKS_S if starting else _LATER_LOOKS_S))
+
         try:
-            result = await race(work, until_exit)
+            result = await race(work, until_exit, *([until_loss] if self._vital else []))
         except SupervisorError as failure:
             error = failure
-        if self._process.note_exit():
+        if self._process.note_exit() and not (self._exited_cleanly() and _is_loss(error)):
             raise self._death() from error
         if error is not None:
             raise error
         return result
 
+    def _exited_cleanly(self) -> bool:
+        return self._process.report is not None and self._process.report.exit_code == 0
+
     def _death(self) -> DiedBeforeReady | ChildCrashed:
-        report, state = self._process.report, self.supervision.emit.state
-        assert report and state
-        during = {State.LOADING: "loading", State.UP: "warmup"}.get(state)
-        if during is None:
-            return ChildCrashed(exit_code=report.exit_code, signal=report.signal, uptime_s=report.uptime_s)
-        return DiedBeforeReady(
-            exit_code=report.exit_code, signal=report.signal, during=during, waited_s=report.uptime_s
+        report = self._process.report
+        assert report
+        code, signal = report.exit_code, report.signal
+        if during := self._starting():
+            return DiedBeforeReady(exit_code=code, signal=signal, during=during, waited_s=report.uptime_s)
+        return ChildCrashed(exit_code=code, signal=signal, uptime_s=report.uptime_s)
+
+    def _loss(self, end: VitalEnd) -> WorkerDiedBeforeReady | WorkerDied:
+        after_s = self._waited_s()
+        if during := self._starting():
+            return WorkerDiedBeforeReady(
+                exit_code=end.exit_code,
+                signal=end.signal,
+                worker_pid=end.pid,
+                worker=end.command,
+                during=during,
+                waited_s=after_s,
+            )
+        return WorkerDied(
+            exit_code=end.exit_code, signal=end.signal, worker_pid=end.pid, worker=end.command, uptime_s=after_s
         )
+
+    def _starting(self) -> str | None:
+        """What goes on before READY, for errors."""
+        state = self.supervision.emit.state
+        assert state
+        return {State.LOADING: "loading", State.UP: "warmup"}.get(state)
 
     async def _steps(self, point: str, steps: tuple[Step, ...]) -> None:
         try:
@@ -334,3 +375,7 @@ class Run:
         if self._ready_at is not None:
             self.ready_s = (self.ready_s or 0.0) + time.monotonic() - self._ready_at
             self._ready_at = None
+
+
+def _is_loss(error: SupervisorError | None) -> bool:
+    return isinstance(error, WorkerDied | WorkerDiedBeforeReady)

@@ -206,20 +206,17 @@ def alive(pid: int) -> bool:
     return found is not None and not found.zombie
 
 
+def exit_status(pid: int, began: int) -> int | None:
+    """How a zombie ended, as wait(2) gives it; None when its parent took that, or we may not know."""
+    fields = _stat_fields(pid)
+    if len(fields) < 50 or fields[0] != b"Z" or int(fields[19]) != began:
+        return None
+    return int(fields[49])
+
+
 def stat(pid: int) -> Stat | None:
     """What /proc/<pid>/stat says; None for a process that is no more."""
-    try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY)  # a third of what Path.read_text costs, and this runs often
-    except OSError:
-        return None
-    try:
-        data = os.read(fd, 4096)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    # The name may hold spaces and parentheses: the fields begin after the last one.
-    fields = data.rpartition(b")")[2].split()
+    fields = _stat_fields(pid)
     if len(fields) < 20:
         return None
     return Stat(
@@ -230,6 +227,22 @@ def stat(pid: int) -> Stat | None:
         cpu_s=sum(map(int, fields[11:15])) / _TICKS_PER_S,
         began=int(fields[19]),
     )
+
+
+def _stat_fields(pid: int) -> list[bytes]:
+    """The fields from the third on, proc_pid_stat(5); none for a process that is no more."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY)  # a third of what Path.read_text costs, and this runs often
+    except OSError:
+        return []
+    try:
+        data = os.read(fd, 4096)
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+    # The name may hold spaces and parentheses: the fields begin after the last one.
+    return data.rpartition(b")")[2].split()
 
 
 def _carries(pid: int, mark: bytes) -> bool:

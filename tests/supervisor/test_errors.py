@@ -26,6 +26,8 @@ from supervisor.errors import (
     StepFailed,
     SupervisorError,
     UnsupportedFlag,
+    WorkerDied,
+    WorkerDiedBeforeReady,
     WrongModel,
 )
 
@@ -83,6 +85,18 @@ SAMPLES: list[tuple[SupervisorError, int, list[str]]] = [
         ["warmup", "'text'", "1.25 s", "HTTP 401"],
     ),
     (ChildCrashed(exit_code=139, signal=None, uptime_s=3.25, tail=TAIL), 1, ["code 139", "unasked", "3.2 s"]),
+    (
+        WorkerDied(exit_code=None, signal="SIGKILL", uptime_s=3.25, worker_pid=7, worker="core --rank 0", tail=TAIL),
+        1,
+        ["process 7 (core --rank 0) was killed by SIGKILL", "3.2 s", "cannot serve without it"],
+    ),
+    (
+        WorkerDiedBeforeReady(
+            exit_code=None, signal=None, during="loading", waited_s=1, worker_pid=7, worker="core", tail=TAIL
+        ),
+        3,
+        ["process 7 (core) ended during loading", "1.00 s"],
+    ),
     (ChildUnresponsive(misses=3, detail="timed out", tail=TAIL), 1, ["3 checks", "timed out"]),
     (IllegalState(operation="seal", state="loading", allowed="ready"), 1, ["seal", "loading", "ready"]),
 ]
@@ -111,16 +125,21 @@ def test_the_drawn_tree_is_the_real_one() -> None:
     """The docstring shows every class, under its base, with its exit code; nothing else."""
     drawn, real = drawn_tree(), real_classes()
     assert set(drawn) == set(real) == set(errors.__all__)
-    for name, (parent, status) in drawn.items():
-        assert parent is None or real[name].__bases__[0].__name__ == parent
+    for name, (parent, _) in drawn.items():
         if parent is not None:
-            inherited = drawn[parent][1]
-            assert real[name].cli_status == (status if status is not None else inherited), name
+            assert real[name].__bases__[0].__name__ == parent
+            assert real[name].cli_status == drawn_status(drawn, name), name
+
+
+def drawn_status(drawn: dict[str, tuple[str | None, int | None]], name: str) -> int | None:
+    """The exit code that is drawn beside a class, or beside the nearest class above it."""
+    parent, status = drawn[name]
+    return status if status is not None or parent is None else drawn_status(drawn, parent)
 
 
 def test_every_error_that_is_raised_has_a_sample_here() -> None:
     """A class that is added later without a sample is noticed; bases are not raised."""
-    bases = {parent for parent, _ in drawn_tree().values()} - {"ProfileError"}
+    bases = {parent for parent, _ in drawn_tree().values()} - {"ProfileError", "DiedBeforeReady", "ChildCrashed"}
     assert {type(error).__name__ for error, _, _ in SAMPLES} == set(errors.__all__) - bases
 
 
