@@ -73,13 +73,13 @@ def seeded(seed: int) -> Fields:
 
 
 def openai_models(body: str) -> tuple[str, ...] | None:
-    """Names in OpenAI's model list, aliases last; a model that is listed as not loaded does not count."""
+    """Names in OpenAI's model list, aliases last; one that is listed as neither loaded nor asleep does not count."""
     names: list[object] = []
     aliases: list[object] = []
     try:
         for entry in json.loads(body)["data"]:
             status = entry.get("status")
-            if not isinstance(status, dict) or status.get("value", "loaded") == "loaded":
+            if not isinstance(status, dict) or status.get("value", "loaded") in ("loaded", "sleeping"):
                 names.append(entry["id"])
                 aliases += entry.get("aliases") or ()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

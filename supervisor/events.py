@@ -187,6 +187,20 @@ class LogDropped(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineAsleep(Event):
+    """The engine has put its model to sleep by itself; the watchdog asks no inference of it until it is awake."""
+
+    name = "engine.asleep"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineAwake(Event):
+    """The engine that had put itself to sleep has its model again."""
+
+    name = "engine.awake"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChildUnresponsive(Event):
     """The watchdog gave up on the child."""
 

@@ -207,6 +207,7 @@ class Run:
             steps=self.supervision.hooks.liveness,
             run_step=self._infer,
             on_shortage=lambda what: emit(events.Notice(detail=f"the watchdog is blind: {what}")),
+            on_sleep=lambda asleep: emit(events.EngineAsleep() if asleep else events.EngineAwake()),
         )
         misses, detail = await watchdog.until_unresponsive()
         emit(events.ChildUnresponsive(misses=misses, detail=detail))

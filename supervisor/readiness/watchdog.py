@@ -2,7 +2,8 @@
 
 A crash needs no watching: the process's exit ends the lifecycle's phase at once. A hang does: llama.cpp, vLLM and
 SGLang have all answered `/health` with 200 while completions hung (see llama.cpp#28829). Hence an occasional real
-inference, skipped while real traffic moves the server's own counters.
+inference, skipped while real traffic moves the server's own counters, and while an engine sleeps of itself: an
+inference would wake it, and its silence is no hang.
 """
 
 from __future__ import annotations
@@ -44,12 +45,15 @@ class Watchdog:
         steps: tiny real inferences.
         run_step: runs one with its deadline; returns why it failed, or None.
         on_shortage: called once, with a few words, when this process is out of what a check needs.
+        on_sleep: called with True when the engine is seen asleep, and with False when it is awake again.
     """
 
     child: Child
     steps: Sequence[Step]
     run_step: Callable[[Step], Awaitable[NotUp | None]]
     on_shortage: Callable[[str], None]
+    on_sleep: Callable[[bool], None]
+    _asleep: bool = field(default=False, init=False)
     _misses: int = field(default=0, init=False)
     _excused: int = field(default=0, init=False)
     _excused_steps: int = field(default=0, init=False)
@@ -86,7 +90,8 @@ class Watchdog:
                 owned = not self.child.profile.health.allow_foreign_listener
                 if owned and (foreign is not None or checks % _OWNER_EVERY == 0):
                     failure = foreign = await self._foreign()
-            if failure is None and self.steps and time.monotonic() - worked_at >= liveness.inference_every_s:
+            due = self.steps and time.monotonic() - worked_at >= liveness.inference_every_s
+            if failure is None and not await self._sleeps() and due:
                 counters = await self._counters()
                 if counters is None or counters == before:
                     failure = await self._infer(session)
@@ -133,6 +138,18 @@ class Watchdog:
                     return NotUp(why=Why.BUSY, detail=failure.detail)
             return NotUp(why=failure.why, detail=f"step {step.name!r}: {failure.detail}")
         return None
+
+    async def _sleeps(self) -> bool:
+        reading = self.child.profile.dialect.asleep
+        if reading is None:
+            return False
+        async with self.child.client(timeout_s=self.child.profile.timeouts.probe_s) as client:
+            text = await get_text(client, self.child, reading.path)
+        asleep = None if text is None else reading.read(text)
+        if asleep is not None and asleep != self._asleep:  # an answer that does not tell changes nothing
+            self._asleep = asleep
+            self.on_sleep(asleep)
+        return self._asleep
 
     async def _counters(self) -> str | None:
         liveness = self.child.profile.liveness

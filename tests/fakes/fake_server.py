@@ -2,8 +2,9 @@
 """A stand-in for llama-server that starts in a few milliseconds and misbehaves on demand.
 
 It takes the llama-server flags in LLAMA_FLAGS (--help lists them). --host, --port, --model, --alias, --api-key,
---ctx-size, --parallel, --metrics, --mmproj and --chat-template-file take effect; the others do nothing. Any other
-flag is an error, except the faults below. Times are seconds and may be fractions; logs go to stderr, noise to stdout.
+--ctx-size, --parallel, --metrics, --mmproj, --sleep-idle-seconds (fractions too) and --chat-template-file take effect;
+the others do nothing. Any other flag is an error, except the faults below. Times are seconds and may be fractions; logs
+go to stderr, noise to stdout.
 
 About the fake itself
   --help-omit FLAG              FLAG is unknown to this "build" (repeatable; or FAKE_HELP_OMIT=--a,--b)

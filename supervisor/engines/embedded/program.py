@@ -41,6 +41,7 @@ FLAGS: Final = (
     ("--jinja", "", "render chats with Jinja (default)"),
     ("--no-jinja", "", "render chats with the built-in templates"),
     ("--metrics", "", "serve Prometheus counters on /metrics"),
+    ("--sleep-idle-seconds", "N", "unload the model after N idle seconds, until the next request (default: -1, never)"),
 )
 
 
@@ -143,6 +144,7 @@ def _params(engine: Any, given: dict[str, str]) -> Any:
     if "--chat-template-file" in given:
         params.chat_template = Path(given["--chat-template-file"]).read_text(encoding="utf-8")
     params.use_jinja = "--no-jinja" not in given
+    params.sleep_idle_seconds = _number(given, "--sleep-idle-seconds", -1, -1)
     params.endpoint_metrics = "--metrics" in given
     params.fit_params = False  # nothing is left to fit, and trying it doubles the time of the load
     return params

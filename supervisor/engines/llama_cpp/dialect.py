@@ -104,6 +104,13 @@ def total_slots(body: str) -> int | None:
     return slots if type(slots) is int and slots > 0 else None
 
 
+def asleep(body: str) -> bool | None:
+    """Return whether the server has unloaded its model for want of requests, from `/props`."""
+    props = _json(body)
+    sleeps = props.get("is_sleeping") if isinstance(props, dict) else None
+    return sleeps if isinstance(sleeps, bool) else None
+
+
 def vision(body: str) -> bool | None:
     """Return whether the model takes pictures, from `/props`."""
     props = _json(body)
@@ -140,10 +147,12 @@ LLAMA_CPP: Final = Dialect(
     "or later",
     fewest_tokens={**Dialect().fewest_tokens, "n_predict": 1},
     repeatable=repeatable,
-    requests=(Reading(path="/slots", read=busy_slots), Reading(path="/metrics", read=running)),
+    # In this order: asked while the server sleeps, /slots would load the model again, and /metrics does not.
+    requests=(Reading(path="/metrics", read=running), Reading(path="/slots", read=busy_slots)),
     token_counters=Reading(path="/metrics", read=lambda page: samples(page, r"llamacpp:\w*token\w*(?<!seconds)_total")),
     slots=Reading(path="/props", read=total_slots),
     vision=Reading(path="/props", read=vision),
+    asleep=Reading(path="/props", read=asleep),
     loading=LOADING,
     metrics_hint="llama-server needs --metrics",
     weight_files=shards,

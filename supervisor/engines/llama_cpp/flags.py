@@ -39,6 +39,7 @@ OWNED: Final = {
     "chat_template_file": "--chat-template-file",
     "jinja": "--jinja --no-jinja",
     "metrics": "--metrics --no-metrics",
+    "sleep_idle_s": "--sleep-idle-seconds",
     "load": "--load-mode -lm --mmap --no-mmap --mlock -dio --direct-io -ndio --no-direct-io -lzm --lazy-mode "
     "--tensor-read-lazy",
     "api_key": "--api-key --api-key-file",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from supervisor.engines.base import EngineKind
 from supervisor.engines.llama_cpp.dialect import COUNTERS, LLAMA_CPP, READY, accept, parse_line
-from supervisor.engines.llama_cpp.server import TAIL_LINES
+from supervisor.engines.llama_cpp.server import TAIL_LINES, rarer
 from supervisor.profile import accept_2xx
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def adopt(profile: Profile) -> Profile:
         health = replace(health, accept=accept)
     if liveness.counters_path is None and "--metrics" in profile.command:
         liveness = replace(liveness, counters_path="/metrics", counters_pattern=COUNTERS)
+    liveness = rarer(liveness, _idle_s(profile.command))
     return replace(
         profile,
         health=replace(health, ready_pattern=health.ready_pattern or READY),
@@ -39,6 +41,12 @@ def adopt(profile: Profile) -> Profile:
         api_key_env=profile.api_key_env or "LLAMA_API_KEY",
         dialect=LLAMA_CPP,
     )
+
+
+def _idle_s(argv: Sequence[str]) -> int | None:
+    """The seconds after which the server sleeps, by its command; None: it never does, or llama-server will object."""
+    value = dict(pairwise(argv)).get("--sleep-idle-seconds", "")
+    return int(value) if value.isdecimal() else None
 
 
 KIND: Final = EngineKind(dialect=LLAMA_CPP, runs=runs, adopt=adopt)

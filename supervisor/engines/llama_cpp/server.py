@@ -25,18 +25,25 @@ if TYPE_CHECKING:
     from supervisor.dialect import Dialect
     from supervisor.engines.help_flags import Binary
 
-__all__ = ["TAIL_LINES", "LlamaServer"]
+__all__ = ["TAIL_LINES", "LlamaServer", "rarer"]
 
 _BARE: Final = ("jinja", "metrics", "load", "api_key")
 _VALUED: Final = {setting: flags.split()[0] for setting, flags in OWNED.items() if setting not in _BARE}
 _COUNTS: Final = {  # setting -> lowest value
-    **dict.fromkeys(("ctx_size", "slots", "threads", "batch_size", "ubatch_size"), 1),
+    **dict.fromkeys(("ctx_size", "slots", "threads", "batch_size", "ubatch_size", "sleep_idle_s"), 1),
     **dict.fromkeys(("gpu_layers", "cache_ram_mib"), 0),
 }
 TAIL_LINES: Final = 60  # the backtrace of an abort in CUDA alone has more than 20
 _REQUIRED: Final = ("ctx_size", "slots")
 _HIDDEN: Final = ("LLAMA_API_KEY", "LLAMA_ARG_MODEL", "LLAMA_ARG_LOAD_MODE")
 _ARG_VARIABLES: Final = "free of LLAMA_ARG_* variables, which set flags that this command line does not show"
+
+
+def rarer(liveness: Liveness, sleep_idle_s: int | None) -> Liveness:
+    """Return the liveness with inferences so far apart that a server which sleeps when idle falls asleep in between."""
+    if not sleep_idle_s or liveness.inference_every_s > sleep_idle_s:
+        return liveness
+    return replace(liveness, inference_every_s=min(2.0 * sleep_idle_s, 86_400.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +62,8 @@ class LlamaServer:
         cache_ram_mib: host-side prompt cache, MiB. 0, the default, keeps memory before a seal known; builds without
             the cache need no flag for that. None leaves it at the build's own, up to 8 GiB filled by traffic.
         chat_template_file: a Jinja template that replaces the model's own.
+        sleep_idle_s: after so many seconds without a request the server unloads the model, until the next request. The
+            watchdog's inference, a request too, then comes at twice that time by default, and never while it sleeps.
         load: `no-mmap` reads the weights into memory, so that a snapshot holds them; `mmap` maps the file.
         api_key: travels in the environment, never in argv.
         open_access: serving without a key is meant.
@@ -87,6 +96,7 @@ class LlamaServer:
     chat_template_file: Path | None = None
     jinja: bool = True
     metrics: bool = True
+    sleep_idle_s: int | None = None
     load: Literal["no-mmap", "mmap"] = "no-mmap"
     api_key: Secret | None = None
     open_access: bool = False
@@ -134,6 +144,10 @@ class LlamaServer:
             require(not hidden, "inherit_env", pattern, f"too narrow for LLAMA_API_KEY, and {_ARG_VARIABLES}")
         for argument in self.extra_args:
             self._refuse_owned(argument)
+        if self.liveness and self.sleep_idle_s:
+            rare = self.liveness.inference_every_s > self.sleep_idle_s
+            allowed = f"more than sleep_idle_s={self.sleep_idle_s}: the watchdog's own requests would keep it awake"
+            require(rare, "liveness.inference_every_s", self.liveness.inference_every_s, allowed)
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -169,7 +183,7 @@ class LlamaServer:
             inherited = {n: v for n, v in os.environ.items() if any(fnmatchcase(n, p) for p in self.inherit_env)}
             plain = {n: v for n, v in self.env.items() if not isinstance(v, Secret)}  # help needs no secret
             known = capabilities(self.command, inherited | plain)
-        liveness = self.liveness or Liveness()
+        liveness = self.liveness or rarer(Liveness(), self.sleep_idle_s)
         if self.metrics and liveness.counters_path is None:
             liveness = replace(liveness, counters_path="/metrics", counters_pattern=COUNTERS)
         return Profile(

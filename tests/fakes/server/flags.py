@@ -41,6 +41,7 @@ LLAMA_FLAGS = [
     ("--threads-http", "N", "LLAMA_ARG_THREADS_HTTP", "number of threads used to process HTTP requests"),
     ("--metrics", "", "LLAMA_ARG_ENDPOINT_METRICS", "enable prometheus compatible metrics endpoint"),
     ("--slots --no-slots", "", "LLAMA_ARG_ENDPOINT_SLOTS", "expose slots monitoring endpoint (default: enabled)"),
+    ("--sleep-idle-seconds", "SECONDS", "", "seconds of idleness after which the server will sleep (default: -1)"),
     ("--jinja --no-jinja", "", "LLAMA_ARG_JINJA", "whether to use jinja template engine for chat"),
     ("--chat-template-file", "FNAME", "LLAMA_ARG_CHAT_TEMPLATE_FILE", "set custom jinja chat template file"),
 ]
@@ -56,6 +57,7 @@ class LlamaOptions:
     ctx_size: int = 4096
     parallel: int = 1
     metrics: bool = False
+    sleep_idle_seconds: float = -1.0  # the real one takes whole seconds
     mmproj: str = ""
     chat_template_file: str = ""
     api_key: list[str]

@@ -42,6 +42,7 @@ class Server:
             ("POST", "/v1/completions"): self.complete,
             ("POST", "/v1/responses"): self.complete,
         }
+        self.task_at = 0.0  # of the last request that counts as work
         self.tickets = self.answered = self.processing = self.prompt_tokens = self.tokens = 0
 
     # binding, loading, dying
@@ -121,7 +122,7 @@ class Server:
         o = self.options
         if not o.hang:
             self.out.stamp("ready")  # first: once it is ready, somebody may see that, and end us
-        self.ready_at = time.monotonic()
+        self.ready_at = self.task_at = time.monotonic()
         self.out.log("main: model loaded")
         self.out.srv("init", f"listening on {self.url}")
         if not o.no_ready_line:
@@ -198,6 +199,7 @@ class Server:
                 template = file.read()
         body = {"total_slots": self.slots, "model_alias": self.model_id, "model_path": self.options.model}
         body["default_generation_settings"] = {"n_ctx": self.options.ctx_size // self.slots}
+        body["is_sleeping"] = self.asleep()
         body["modalities"] = {"vision": bool(self.options.mmproj), "audio": False}
         return json_reply({**body, "chat_template": template, "build_info": "b9940-fake"})
 
@@ -208,7 +210,18 @@ class Server:
         lists = ([], []) if self.options.router else ([card], [entry])
         return json_reply({"models": lists[0], "object": "list", "data": lists[1]})
 
+    def asleep(self) -> bool:
+        """As llama-server does with --sleep-idle-seconds: /health, /props, /models and /metrics wake nobody."""
+        idle_s = self.options.sleep_idle_seconds
+        return idle_s > 0 and not self.processing and time.monotonic() - self.task_at > idle_s
+
+    def wake(self) -> None:
+        if self.asleep():
+            self.out.srv("handle_sleep", "server is exiting sleeping state")
+        self.task_at = time.monotonic()
+
     def slot_list(self, _: Request) -> Reply:
+        self.wake()
         return json_reply([{"id": i, "is_processing": i < self.processing} for i in range(self.slots)])
 
     def metrics(self, _: Request) -> Reply:
@@ -237,6 +250,7 @@ class Server:
             return error_reply(400, "invalid_request_error", "logprobs is not supported")
         if o.no_logprobs:
             asked.pop("logprobs", None)
+        self.wake()
         with self.lock:
             self.tickets += 1
             self.processing += 1
@@ -256,6 +270,7 @@ class Server:
         completion.logprob_drift = o.logprob_drift if drifts else 0.0
         with self.lock:
             self.processing -= 1
+            self.task_at = time.monotonic()
             self.prompt_tokens += completion.usage["prompt_tokens"]
             self.tokens += completion.usage["completion_tokens"]
         return completion.reply()

@@ -64,7 +64,7 @@ def test_health(profile: Profile) -> None:
 
 def test_requests_in_flight(dialect: Dialect) -> None:
     """Both readings count no request of an idle engine and the one of a busy engine."""
-    slots, metrics = dialect.requests
+    metrics, slots = dialect.requests
     assert [value(slots, name) for name in ("slots", "slots-busy")] == [0, 1]
     assert [value(metrics, name) for name in ("metrics", "metrics-busy")] == [0, 1]
     assert slots.read(said("metrics").body) is metrics.read(said("slots").body) is None
@@ -93,12 +93,14 @@ def test_properties(dialect: Dialect) -> None:
     """The embedded profile has two slots, and its model takes no pictures."""
     assert value(dialect.slots, "props") == 2
     assert value(dialect.vision, "props") is False
+    assert value(dialect.asleep, "props") is False
 
 
 @pytest.mark.parametrize("body", ["", "[]", "{}", "null", '{"total_slots": true}', '[{"id": 0}]', '{"modalities": 1}'])
 def test_answers_that_do_not_tell(dialect: Dialect, body: str) -> None:
     """An answer of another shape tells nothing, and raises nothing."""
     readings = (dialect.models, *dialect.requests, dialect.token_counters, dialect.slots, dialect.vision)
+    readings = (*readings, dialect.asleep)
     assert all(reading and not reading.read(body) for reading in readings)
 
 
