@@ -23,6 +23,7 @@ from supervisor.errors import SupervisorError
 from supervisor.lifecycle.daemon import Daemon
 from supervisor.logs.sink import Sink
 from supervisor.profile import Profile
+from supervisor.rehearsal.event_loop import POLLING, polling
 from supervisor.rehearsal.request import RehearsalRequest
 from supervisor.rehearsal.stages import announce, await_restore
 from supervisor.rehearsal.subject import prepared
@@ -36,7 +37,7 @@ _MAX_TOKENS: Final = 16
 
 def inside(profile: Profile, hooks: Hooks, request: RehearsalRequest, exchange: Path) -> int:
     """Runs the whole life, announcing its stages; returns the exit code."""
-    profile, hooks = prepared(profile, hooks, request)
+    profile, hooks = prepared(polling(profile) if POLLING in os.environ else profile, hooks, request)
     healing = _Healing()
     during = "start"
     with Sink(sys.stderr, "json") as sink:  # read by the program outside

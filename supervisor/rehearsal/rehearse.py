@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -14,9 +15,10 @@ from supervisor.errors import ProfileError, SupervisorError
 from supervisor.redact import Redactor
 from supervisor.rehearsal.bundle import Mount
 from supervisor.rehearsal.drift import drifted_env, staged
+from supervisor.rehearsal.event_loop import POLLING, WORDS
 from supervisor.rehearsal.report import RehearsalReport
 from supervisor.rehearsal.request import RehearsalRequest
-from supervisor.rehearsal.sandbox import Sandbox, SandboxUnavailable
+from supervisor.rehearsal.sandbox import ListenerNotSaved, Sandbox, SandboxUnavailable
 from supervisor.rehearsal.stages import StageFailed, Stages, release
 from supervisor.rehearsal.subject import EXCHANGE, Subject
 
@@ -27,6 +29,8 @@ async def rehearse(
     subject: Subject, request: RehearsalRequest, report: RehearsalReport, *, on_line: Callable[[str], None]
 ) -> None:
     """Rehearses until the restored server has answered and stopped, or until something fails.
+
+    A server with a listener that this runsc cannot save is rehearsed once more, with an event loop that it can save.
 
     A failure of the server or of the snapshot is in the report, and raises nothing. Cancelling ends the sandbox; the
     report then holds what was seen until then.
@@ -42,7 +46,12 @@ async def rehearse(
         ProfileError: the weights cannot drift.
     """
     try:
-        await _rehearse(subject, request, report, on_line)
+        try:
+            await _rehearse(subject, request, report, on_line)
+        except ListenerNotSaved as error:
+            on_line(f"{error.summary} Once more, with {WORDS}.")
+            report.begin_again(WORDS)
+            await _rehearse(replace(subject, env={**subject.env, POLLING: "1"}), request, report, on_line)
     except StageFailed as failed:
         report.failure, report.point, report.status = failed.summary, failed.point, failed.status
     except (SandboxUnavailable, ProfileError) as error:

@@ -49,6 +49,7 @@ class RehearsalReport:
         strays: secrets of the environment that lie in the image although the server does not need them;
             None: nobody has looked.
         failure, point, status: why the rehearsal ended early, where, and the exit code of that; finished: it did not.
+        adapted: what was different about the server, because the sandbox could not be saved otherwise.
         notes: what the contract warned of.
         events: those of the sandbox, in order.
     """
@@ -71,6 +72,7 @@ class RehearsalReport:
     point: str | None = None
     status: int = 0
     finished: bool = False
+    adapted: str = ""
     notes: list[str] = field(default_factory=list)
     events: list[LoggedEvent] = field(default_factory=list, repr=False)
 
@@ -81,6 +83,13 @@ class RehearsalReport:
                 self.events.append(event)
         elif line.startswith(NOTE) and line.removeprefix(NOTE).startswith("warning"):
             self.notes.append(line.removeprefix(NOTE))
+
+    def begin_again(self, adapted: str) -> None:
+        """Forgets what was seen: the same is rehearsed once more, with something adapted."""
+        self.adapted = adapted
+        self.cold_s = self.seal_s = None
+        self.notes.clear()
+        self.events.clear()
 
     @property
     def exit_status(self) -> int:
@@ -193,6 +202,7 @@ class RehearsalReport:
             ("timers fired", timers, "by the jump of the clock"),
             ("stray secrets", strays, "of this environment in the image, besides the server's own"),
             ("cold start instead", "failed" if self.healed else "", self.healed),
+            *((("adapted", "event loop", self.adapted),) if self.adapted else ()),
             *(("warning", "contract", note) for note in self.notes),
             ("failure", "failed" if self.failure else "", self._failure()),
         ]

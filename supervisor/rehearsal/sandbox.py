@@ -28,7 +28,7 @@ from supervisor.profile import LogLimits, Stop
 from supervisor.redact import Redactor
 from supervisor.rehearsal.bundle import Mount, Program
 
-__all__ = ["Running", "Sandbox", "SandboxFailed", "SandboxUnavailable", "runsc"]
+__all__ = ["ListenerNotSaved", "Running", "Sandbox", "SandboxFailed", "SandboxUnavailable", "runsc"]
 
 _STOP: Final = Stop(grace_s=5.0)
 # Lines as they are: the events among them are JSON, of which the default parser would keep the text alone.
@@ -36,8 +36,8 @@ _LIMITS: Final = LogLimits(max_line_bytes=1 << 20, tail_lines=20, parse=lambda l
 _DELETE_S: Final = 20.0
 _SHOWN: Final = 300  # characters of what runsc says
 _WAITERS: Final = (
-    ". This runsc saves no TCP listener that an event loop (epoll) waits on, as asyncio servers have it; that says "
-    "nothing about the server. A newer runsc may"
+    ". This runsc saves no TCP listener that an event loop (epoll) waits on; that says nothing about the server. "
+    "A newer runsc may"
 )
 _OWN_WORDS: Final = ("running container:", "creating container:", "starting container:")
 _NOT_PERMITTED: Final = ("operation not permitted", "permission denied", "must be run as root")
@@ -69,6 +69,10 @@ class SandboxFailed(SupervisorError):
     def summary(self) -> str:
         how = "" if self.exit_code is None else f" (exit code {self.exit_code})"
         return f"{self.what}{how}."
+
+
+class ListenerNotSaved(SandboxFailed):
+    """This runsc saves no TCP listener that is registered with an epoll, and a process in the sandbox has one."""
 
 
 def runsc() -> str:
@@ -134,7 +138,8 @@ class Sandbox:
         """Saves the running sandbox, which ends it; returns the size of the image in bytes.
 
         Raises:
-            SandboxFailed: it could not be saved; the reason is in the tail.
+            ListenerNotSaved: a TCP listener is registered with an epoll.
+            SandboxFailed: it could not be saved for another reason.
         """
         self.image.mkdir()
         said: list[str] = []
@@ -144,8 +149,10 @@ class Sandbox:
         if running.exit_code != 0:
             # Its words come first; a trace of its own stack follows.
             words = "".join(line[:_SHOWN] for line in said[:1])
-            waiters = _WAITERS if "tcp.endpoint" in words else ""
-            raise SandboxFailed(what=f"runsc cannot save this sandbox: {words}{waiters}", exit_code=running.exit_code)
+            what = f"runsc cannot save this sandbox: {words}"
+            if "tcp.endpoint" in words:
+                raise ListenerNotSaved(what=f"{what}{_WAITERS}", exit_code=running.exit_code)
+            raise SandboxFailed(what=what, exit_code=running.exit_code)
         return sum(file.stat().st_size for file in self.image.iterdir())
 
     @asynccontextmanager

@@ -43,6 +43,8 @@ async def main():
 asyncio.run(main())
 """
 asyncio_server = Profile(name="asyncio", command=(sys.executable, "-c", ASYNCIO, "{port}"), inherit_env=("PATH",))
+# Python's -I reads no PYTHONPATH, as little as a server in another language does.
+sealed_off = replace(asyncio_server, command=(sys.executable, "-I", "-c", ASYNCIO, "{port}"))
 
 
 def mmap() -> tuple[Profile, Hooks]:
