@@ -37,17 +37,23 @@ _known: dict[tuple[object, ...], frozenset[str]] = {}
 
 
 def capabilities(
-    binary: Binary, env: Mapping[str, str], *, ask: tuple[str, ...] = ("--help",), removed: str | None = None
+    binary: Binary,
+    env: Mapping[str, str],
+    *,
+    ask: tuple[str, ...] = ("--help",),
+    removed: str | None = None,
+    limit_s: float | None = None,
 ) -> frozenset[str]:
     """Return the flags that a build knows, in every spelling.
 
-    Blocks for as long as the program takes, 30 s at most. Remembered in this process until the file changes.
+    Blocks for as long as the program takes, `limit_s` at most. Remembered in this process until the file changes.
 
     Args:
         binary: the program, or the beginning of a command.
         env: the whole environment to run it in.
         ask: the arguments that make it print its help.
         removed: words in the description of a flag that is listed although it is gone.
+        limit_s: how long the program may take; None: 30 s.
 
     Raises:
         SpawnError: it cannot be started, is killed by a signal, hangs, or fails without having listed a flag.
@@ -58,10 +64,10 @@ def capabilities(
     try:
         stat = path.stat()
     except OSError:
-        return _ask(command, env, ask, removed)  # fails, and says why
+        return _ask(command, env, ask, removed, limit_s or HELP_S)  # fails, and says why
     key = (command, ask, removed, path.resolve(), stat.st_mtime_ns, stat.st_size)
     if key not in _known:
-        _known[key] = _ask(command, env, ask, removed)
+        _known[key] = _ask(command, env, ask, removed, limit_s or HELP_S)
     return _known[key]
 
 
@@ -77,10 +83,12 @@ def listed(text: str, *, removed: str | None = None) -> frozenset[str]:
     return frozenset(flag for names in kept for flag in re.findall(rf"(?:^ *|, *)({_FLAG})", names))
 
 
-def _ask(command: tuple[str, ...], env: Mapping[str, str], ask: tuple[str, ...], removed: str | None) -> frozenset[str]:
+def _ask(
+    command: tuple[str, ...], env: Mapping[str, str], ask: tuple[str, ...], removed: str | None, limit_s: float
+) -> frozenset[str]:
     argv = (*command, *ask)
     shown = " ".join(ask)
-    code, text = _run(argv, env)
+    code, text = _run(argv, env, limit_s)
     if code < 0:
         hint = " (it uses instructions that this CPU lacks: take a build for this machine)"
         name = signal.Signals(-code).name
@@ -94,7 +102,7 @@ def _ask(command: tuple[str, ...], env: Mapping[str, str], ask: tuple[str, ...],
     return flags
 
 
-def _run(argv: tuple[str, ...], env: Mapping[str, str]) -> tuple[int, str]:
+def _run(argv: tuple[str, ...], env: Mapping[str, str], limit_s: float) -> tuple[int, str]:
     """Return exit status (negative: a signal) and output; SpawnError when it does not start or does not end."""
     # A file, no pipe: a process that the program leaves behind could hold a pipe open, and we would wait for its end.
     with tempfile.TemporaryFile() as out:
@@ -105,10 +113,10 @@ def _run(argv: tuple[str, ...], env: Mapping[str, str]) -> tuple[int, str]:
         except OSError as error:
             raise SpawnError(argv=argv, reason=error.strerror or str(error)) from error
         try:
-            code = process.wait(HELP_S)
+            code = process.wait(limit_s)
         except subprocess.TimeoutExpired as error:
             raise SpawnError(
-                argv=argv, reason=f"it did not answer {' '.join(argv[-1:])} within {HELP_S:g} s"
+                argv=argv, reason=f"it did not answer {' '.join(argv[-1:])} within {limit_s:g} s"
             ) from error
         finally:
             if process.returncode is None:  # a program that ignores --help may be serving by now
