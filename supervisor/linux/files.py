@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -114,6 +114,14 @@ def descriptors(pid: int) -> tuple[Descriptor, ...] | None:
                 file, regular = FileId(status.st_dev, status.st_ino), stat.S_ISREG(status.st_mode)
         found.append(Descriptor(fd=fd, target=target, file=file, regular=regular))
     return tuple(found)
+
+
+def holds_any(pid: int, paths: Collection[str]) -> bool:
+    """Whether a process has one of these files open or mapped, by its real path; never touches the file itself."""
+    if any(target in paths for target in (links(pid) or {}).values()):
+        return True
+    mapped = _read(pid, "maps") or b""
+    return any(b" %b\n" % os.fsencode(path.replace("\n", "\\012")) in mapped for path in paths)
 
 
 def identify(path: str) -> FileId | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from supervisor.linux import files
 from supervisor.linux.processes import living, stat
 
 _RESCAN_S: Final = 2.0  # a look at all of /proc takes 70 ms among 1600 processes
@@ -42,6 +44,10 @@ class Session:
         self._cookie = cookie
         self._began: dict[int, int] = {}  # when each member began: its number may be another's later
         self._scanned_at = -_RESCAN_S
+
+    def holds_any(self, paths: Collection[str]) -> bool:
+        """Whether a member that the last look saw has one of these files open or mapped."""
+        return any(files.holds_any(pid, paths) for pid in self._began)
 
     def usage(self, *, waits: bool = False) -> Usage | None:
         """Sums over the members; None where /proc does not tell. `waits`: also `waited_s`, a look at every thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,9 @@ def total_bytes(weights: Sequence[Path]) -> int | None:
 class LoadMeter:
     """Samples a loading session four times a second.
 
+    What is read before some process has a file of the weights open or mapped is not counted as weights: a server of
+    Python reads hundreds of megabytes of libraries first. It is movement all the same.
+
     Args:
         session: of the child.
         weights: whose size is the total.
@@ -57,6 +61,10 @@ class LoadMeter:
         self._began = time.monotonic()
         self.total = total_bytes(weights)
         self.bytes_read = 0
+        # None: from the beginning on everything counts, because nobody can tell when a folder is read.
+        self._awaited = {os.path.realpath(path) for path in weights} if all(map(Path.is_file, weights)) else None
+        self._earlier = 0  # read before the weights were opened
+        self._last = 0  # read by the members at the last sample
 
     async def until_stalled(self, stall_s: float) -> None:
         """Reports progress; returns once nothing has moved for `stall_s`. Never returns where /proc does not tell.
@@ -68,7 +76,7 @@ class LoadMeter:
             await anyio.sleep_forever()
             return
         quiet_s = 0.0  # by this process's own time: while it is suspended, it sees nothing move
-        reported, logged, probes = last.bytes_read, self._bytes_logged(), self._probes_answered()
+        reported, logged, probes = self._read(last), self._bytes_logged(), self._probes_answered()
         while quiet_s < stall_s:
             quiet_s += await sleep_running(min(_SAMPLE_S, stall_s))
             usage = await self._usage() or last
@@ -77,18 +85,39 @@ class LoadMeter:
             if moved or self._bytes_logged() != logged:
                 quiet_s, last = 0.0, usage
                 logged, probes = self._bytes_logged(), self._probes_answered()
-            if usage.bytes_read - reported >= _BYTES and self.total:
-                reported = usage.bytes_read
+            if self._read(usage) - reported >= _BYTES and self.total:
+                reported = self._read(usage)
                 self._report(reported, time.monotonic() - self._began)
 
     async def finish(self) -> None:
         """Reports once more, at the end of the load: else what was read since the last sample would be missing."""
         usage = await self._usage() if self.total else None
-        if usage is not None and min(usage.bytes_read, self.total or 0) > self.bytes_read:
-            self._report(usage.bytes_read, time.monotonic() - self._began)
+        if usage is None:
+            return
+        # Weights that nobody was seen to open were read between two samples.
+        read = usage.bytes_read if self._awaited else self._read(usage)
+        if min(read, self.total or 0) > self.bytes_read:
+            self._report(read, time.monotonic() - self._began)
 
     async def _usage(self) -> Usage | None:
-        return await look(self._session.usage)
+        usage = await look(self._sample)
+        if usage is None:
+            return None
+        if self._awaited:
+            self._earlier, self._began = usage.bytes_read, usage.at
+        else:  # a member that has ended takes with it what it read
+            self._earlier = max(0, self._earlier - max(0, self._last - usage.bytes_read))
+        self._last = usage.bytes_read
+        return usage
+
+    def _sample(self) -> Usage | None:
+        usage = self._session.usage()
+        if self._awaited and usage is not None and self._session.holds_any(self._awaited):
+            self._awaited = None
+        return usage
+
+    def _read(self, usage: Usage) -> int:
+        return usage.bytes_read - self._earlier
 
     def _report(self, seen: int, took_s: float) -> None:
         assert self.total

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.linux.files import maps, parse_maps
+from supervisor.linux.files import holds_any, maps, parse_maps
 
 pytestmark = pytest.mark.anyio
 
@@ -61,3 +61,26 @@ def test_our_own_maps(tmp_path: Path) -> None:
         (line,) = [line for line in lines if line.path == str(path)]
         assert line.file.inode == path.stat().st_ino
         assert len(lines) == lines[-1].number
+
+
+def test_a_file_that_is_held_is_found_by_its_name(tmp_path: Path) -> None:
+    """Open or mapped, whatever its name holds; a file that is neither is not found, nor one whose name ends alike."""
+    path = tmp_path / "a b\nc"
+    path.write_bytes(b"x" * 5000)
+    (tmp_path / "x a b").write_bytes(b"x" * 5000)
+    wanted = {os.path.realpath(path)}
+    assert not holds_any(os.getpid(), wanted)
+    with path.open("rb") as file, Path(os.devnull).open("rb") as null:
+        assert holds_any(os.getpid(), wanted)
+        # Python keeps a descriptor for each mapping, under the lowest free number; an engine has the mapping alone.
+        own = os.dup(file.fileno())
+        os.close(own)
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        os.dup2(null.fileno(), own)
+    with mapping:
+        target = f"{tmp_path}/a b\\012c\n"
+        assert target in Path("/proc/self/maps").read_text()
+        assert holds_any(os.getpid(), wanted)
+    with (tmp_path / "x a b").open("rb"):
+        assert not holds_any(os.getpid(), {"a b", f"{tmp_path}/b"})
+    assert not holds_any(1 << 22, wanted)

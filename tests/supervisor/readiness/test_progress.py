@@ -6,8 +6,9 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import anyio
 import pytest
@@ -16,7 +17,7 @@ from supervisor import Timeouts, supervise
 from supervisor.errors import LoadStalled
 from supervisor.linux import processes, usage
 from supervisor.readiness.progress import LoadMeter
-from support import fake_profile
+from support import fake_profile, until_async
 
 pytestmark = [
     pytest.mark.anyio,
@@ -86,3 +87,99 @@ async def test_answering_probes_is_no_movement(flag: str) -> None:
     """A server that is only busy with our probes has stalled."""
     with pytest.raises(LoadStalled):
         await supervise(fake_profile(flag, timeouts=Timeouts(start_s=40, stall_s=3, probe_s=0.5)))
+
+
+IMPORTS_THEN_WEIGHTS = """
+import sys
+libraries = open("/dev/zero", "rb", buffering=0)
+for _ in range(20):
+    libraries.read(1 << 20)
+print("imported", flush=True)
+for line in sys.stdin:
+    if line == "open\\n":
+        weights = open(sys.argv[1], "rb", buffering=0)
+    else:
+        weights.read(int(line))
+    print("done", flush=True)
+"""
+
+
+@contextmanager
+def importing(weights: Path) -> Iterator[tuple[int, Callable[[str], None]]]:
+    """A session that has read 20 MiB of what is no weights; yields its number, and what tells it to go on."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", IMPORTS_THEN_WEIGHTS, weights],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    ) as process:
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin
+        assert stdout
+
+        def tell(line: str) -> None:
+            stdin.write(f"{line}\n")
+            stdin.flush()
+            assert stdout.readline() == "done\n"
+
+        try:
+            assert stdout.readline() == "imported\n"
+            yield process.pid, tell
+        finally:
+            process.kill()
+
+
+async def test_reads_before_the_weights_are_opened_are_not_weights(tmp_path: Path) -> None:
+    """What a server of Python imports first moves no progress; its weights do, from the moment it opens them."""
+    total, half = 8 << 20, 4 << 20
+    (weights := tmp_path / "model").write_bytes(bytes(total))
+    reports: list[int] = []
+    looks: list[usage.Usage | None] = []
+
+    class Counted(usage.Session):
+        def usage(self, *, waits: bool = False) -> usage.Usage | None:
+            looks.append(super().usage(waits=waits))
+            return looks[-1]
+
+    async def two_looks() -> None:
+        wanted = len(looks) + 3  # the first may be under way
+        await until_async(lambda: len(looks) >= wanted, "two more looks")
+
+    with importing(weights) as (session, tell):
+        meter = LoadMeter(
+            Counted(session),
+            (weights,),
+            bytes_logged=lambda: 0,
+            probes_answered=lambda: 0,
+            on_progress=lambda done, *_: reports.append(done),
+        )
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(meter.until_stalled, 60)
+            await two_looks()
+            assert not reports
+            tell("open")
+            await two_looks()
+            tell(str(half))
+            await until_async(lambda: reports, "a report")
+            assert half <= reports[-1] < half + (1 << 16)
+            tell(str(half))
+            await until_async(lambda: reports[-1] == total, "everything")
+            tasks.cancel_scope.cancel()
+
+
+async def test_weights_that_nobody_was_seen_to_open_were_read_all_the_same(tmp_path: Path) -> None:
+    """A small file is read between two samples: at the end of the load it counts."""
+    (weights := tmp_path / "model").write_bytes(bytes(1 << 16))
+    reports: list[int] = []
+    with running("os.read(os.open('/dev/zero', os.O_RDONLY), 70000) and os.closerange(3, 99)") as session:
+        seen = LoadMeter(
+            usage.Session(session),
+            (weights,),
+            bytes_logged=lambda: 0,
+            probes_answered=lambda: 0,
+            on_progress=lambda done, *_: reports.append(done),
+        )
+        await until_async(lambda: (now := usage.Session(session).usage()) and now.bytes_read > 1 << 17, "some reads")
+        await seen.finish()
+    assert reports == [1 << 16]
