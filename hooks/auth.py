@@ -52,17 +52,20 @@ class AuthWords:
         key: the key.
         give_key: how to give it, as the beginning of a sentence.
         is_open: the setting by which the server is meant to answer without a key.
+        allow_admin: how to accept open routes of the administration, as the end of a sentence; empty: not at all.
     """
 
     key: str = "the profile's api_key"
     give_key: str = "Set api_key"
     is_open: str = "open_access=True"
+    allow_admin: str = " and say so with AuthCheck(admin_paths=())"
 
 
 COMMAND_LINE: Final = AuthWords(
     key="the key of --api-key-env",
     give_key="Name the variable that holds it (--api-key-env NAME)",
     is_open="--open",
+    allow_admin="",
 )
 
 
@@ -75,6 +78,8 @@ class AuthCheck:
     a part of their routes. A `path` that is public is no hole while every generating request is refused; the right key
     is then tried on the first of those. A generating route that the server does not have (404 or 405) is no hole
     either, as long as another one is refused.
+    The routes of the engine's administration answer 401 or 403 to strangers as well, or are not there (404, 405): a
+    route that answers lets whoever reaches the port put the engine to sleep, or unload its model.
     A profile with `open_access`: `path` answers 200 without a key. A profile with neither fails.
     Keys travel as `Authorization: Bearer`.
 
@@ -83,12 +88,15 @@ class AuthCheck:
             dialect; a route that the dialect calls open is not asked as a stranger.
         generating: requests that generate, asked with POST; they must be refused before anything is generated. None:
             those of the engine's dialect.
+        admin_paths: routes of the administration, asked with GET as strangers; None: those of the engine's dialect; ()
+            where nobody but the host's own processes reaches the port.
         words: what errors call the settings.
         name, deadline_s: see `Step`.
     """
 
     path: str | None = None
     generating: tuple[Request, ...] | None = None
+    admin_paths: tuple[str, ...] | None = None
     words: AuthWords = AuthWords()
     name: str = "auth"
     deadline_s: float | None = None
@@ -111,6 +119,9 @@ class AuthCheck:
             closed = [door for door in doors if door.path not in profile.dialect.open_paths]
             knocks = [await self._knock(child, door, key) for key in (_NO_KEY, _WRONG_KEY) for door in closed]
             knocks, entrance = _judged(knocks, doors)
+            paths = profile.dialect.admin_paths if self.admin_paths is None else self.admin_paths
+            admin = [_Door(path=path, admin=True) for path in paths]
+            knocks += [await self._knock(child, door, key) for key in (_NO_KEY, _WRONG_KEY) for door in admin]
             knocks.append(await self._knock(child, entrance, _OUR_KEY))
         if not all(knock.good for knock in knocks):
             raise AuthError(_reason(knocks, self.words), tuple(map(str, knocks)))
@@ -136,15 +147,21 @@ class AuthCheck:
         except BadAnswer as error:
             raise AuthError("whether the server asks for its key cannot be told.", (f"{what}: {error}",)) from error
         wanted = (200,) if ours or child.profile.open_access else _REFUSED
+        if door.admin and answer.status in _ABSENT:
+            wanted = _ABSENT
         return _Knock(what=what, door=door, key=key, status=answer.status or 0, wanted=wanted, body=answer.excerpt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Door:
-    """A route, and the body of the request that makes the engine generate there; no body: GET."""
+    """A route, and the body of the request that makes the engine generate there; no body: GET.
+
+    `admin`: it stands for the engine's administration.
+    """
 
     path: str
     body: Mapping[str, Any] | None = None
+    admin: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,10 +214,19 @@ def _judged(knocks: list[_Knock], doors: list[_Door]) -> tuple[list[_Knock], _Do
 
 def _reason(knocks: list[_Knock], words: AuthWords) -> str:
     """What the failed requests mean together, and what to do."""
-    entered = [knock.key for knock in knocks if not knock.good and knock.status == 200]
     failed = [knock for knock in knocks if not knock.good]
+    if failed and all(knock.door.admin for knock in failed):
+        paths = ", ".join(dict.fromkeys(knock.door.path for knock in failed))
+        return (
+            f"strangers are not kept from the engine's administration ({paths}): whoever reaches the port may put it "
+            "to sleep, unload its model or change how it runs. Switch these routes off, guard them as the others are, "
+            f"or let only this host's processes reach the port{words.allow_admin}."
+        )
+    closed = any(knock.key == _NO_KEY and knock.good for knock in knocks)
+    # Where others refuse, a route that finds fault with the request (422) has let the stranger in.
+    passed = [knock for knock in failed if closed and knock.key != _OUR_KEY and knock.status not in _ABSENT]
+    entered = [knock.key for knock in failed if knock.status == 200 or knock in passed]
     if _NO_KEY in entered:
-        closed = any(knock.key == _NO_KEY and knock.good for knock in knocks)
         what = "the server protects only a part of its routes" if closed else "the server is open to everybody"
         return f"{what}. Start it with {words.key} on every route, or set {words.is_open} if that is meant."
     if entered:

@@ -10,6 +10,7 @@ import pytest
 
 from hooks.auth import AuthCheck, AuthError
 from hooks.http.answer import BadAnswer
+from supervisor.child import Child
 from supervisor.engines.llama_cpp import LLAMA_CPP
 from tools.serve import KEY, child_at, running_fake, running_raw
 
@@ -104,6 +105,77 @@ async def test_a_route_that_is_open_by_design_is_not_a_hole() -> None:
         dialect = replace(child.profile.dialect, open_paths=("/health", "/v1/models"))
         await AuthCheck(generating=TWO)(replace(child, profile=replace(child.profile, dialect=dialect)))
     assert asked == ["/v1/chat/completions", "/v1/completions"] * 2 + ["/v1/chat/completions"]
+
+
+async def test_a_route_that_judges_a_strangers_request_is_open() -> None:
+    """Where other routes refuse, one that answers 422 has asked for no key."""
+    fault = b"HTTP/1.1 422 Unprocessable Entity\r\nContent-Length: 2\r\n\r\n{}"
+
+    def answer(head: str) -> bytes:
+        return fault if head.startswith("POST /v1/completions ") else TAKEN if KEY in head else REFUSED
+
+    with running_raw(answer) as child, pytest.raises(AuthError, match="protects only a part") as caught:
+        await AuthCheck(generating=TWO)(child)
+    assert f"{COMPLETIONS} without a key: HTTP 422 instead of 401 or 403: {{}}" in caught.value.seen
+
+
+ADMIN = ("/is_sleeping", "/is_paused")
+
+
+def with_admin(child: Child, *paths: str) -> Child:
+    """The same child of an engine that has these routes of administration."""
+    return replace(child, profile=replace(child.profile, dialect=replace(child.profile.dialect, admin_paths=paths)))
+
+
+async def test_open_administration_fails() -> None:
+    """A route that lets strangers put the engine to sleep is a hole, though every other route is closed."""
+
+    def answer(head: str) -> bytes:
+        return TAKEN if KEY in head or head.startswith("GET /is_sleeping ") else REFUSED
+
+    with running_raw(answer) as child, pytest.raises(AuthError, match="sleep, unload its model") as caught:
+        await AuthCheck()(with_admin(child, *ADMIN))
+    assert "administration (/is_sleeping)" in caught.value.reason
+    assert [line for line in caught.value.seen if "instead of" in line] == [
+        f"GET /is_sleeping {key}: HTTP 200 instead of 401 or 403" for key in ("without a key", "with a wrong key")
+    ]
+    assert "GET /is_paused without a key: HTTP 403, as it should be" in caught.value.seen
+
+
+async def test_open_administration_that_only_the_host_reaches_is_allowed() -> None:
+    """Whoever runs the check may say that nobody else reaches the port."""
+    with running_raw(lambda head: TAKEN if KEY in head or "GET /is_sleeping" in head else REFUSED) as child:
+        await AuthCheck(admin_paths=())(with_admin(child, *ADMIN))
+
+
+async def test_administration_that_is_guarded_or_not_there_passes() -> None:
+    """401 or 403 is a guard; 404 and 405 mean that the engine was started without these routes."""
+
+    def answer(head: str) -> bytes:
+        if head.startswith("GET /is_sleeping "):
+            return b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}"
+        return TAKEN if KEY in head and "/is_" not in head else REFUSED
+
+    with running_raw(answer) as child:
+        await AuthCheck()(with_admin(child, *ADMIN))
+
+
+async def test_administration_that_fails_for_strangers_is_no_guard() -> None:
+    """An answer that neither refuses nor denies the route got past the key: it is a hole as well."""
+    broken = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\n{}"
+
+    def answer(head: str) -> bytes:
+        return broken if "/is_sleeping" in head else TAKEN if KEY in head else REFUSED
+
+    with running_raw(answer) as child, pytest.raises(AuthError, match="administration"):
+        await AuthCheck()(with_admin(child, "/is_sleeping"))
+
+
+async def test_a_server_that_is_open_altogether_is_called_so() -> None:
+    """Where what generates is open too, that is the reason; the administration is listed with the rest."""
+    with running_raw(lambda _: TAKEN) as child, pytest.raises(AuthError, match="open to everybody") as caught:
+        await AuthCheck()(with_admin(child, "/is_sleeping"))
+    assert "GET /is_sleeping without a key: HTTP 200 instead of 401 or 403" in caught.value.seen
 
 
 async def test_an_engine_without_routes_needs_some() -> None:
