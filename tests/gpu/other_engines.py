@@ -28,7 +28,7 @@ from typing import Any, Final
 import anyio
 import driver
 from driver import Checkpoint, used_mib
-from snapshot import Journal, say, timed
+from journal import Journal, say, timed
 
 from hooks.golden.step import Golden, GoldenMismatch
 from hooks.warmup import Text

@@ -39,6 +39,7 @@ import anyio
 import driver
 import shapes
 from driver import Checkpoint, used_mib
+from journal import Journal, say, timed
 from looks import distances, health, holdings, rss_mib, talk
 
 from fakes import tiny_gemma4
@@ -48,49 +49,13 @@ from hooks.golden.step import Golden, GoldenMismatch, goldens
 from modal_entry.gemma import SHEET
 from modal_entry.pipeline.releases import Releases
 from modal_entry.serving import volumes
-from supervisor import Daemon, Profile, Secret, events
+from supervisor import Daemon, Profile, Secret
 from supervisor.child import Child
 from supervisor.errors import StepFailed
-from supervisor.events import Event
 from supervisor.steps import Step
 
 LAST: Final = 80  # lines of the server's log, shown when it fails
 PATIENCE_S: Final = 15.0  # of one Step, where it is meant to hang
-TOLD: Final = {
-    *("child.up", "child.ready", "child.sealed", "child.resumed", "child.exited", "child.restarting"),
-    *("child.stopping", "teardown.finished", "supervision.failed", "supervision.notice", "step.failed"),
-}
-
-
-def say(text: str) -> None:
-    """One line, at once."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-def timed(what: Callable[[], object]) -> float:
-    """How long it took, seconds."""
-    began = time.monotonic()
-    what()
-    return round(time.monotonic() - began, 3)
-
-
-class Journal:
-    """An observer: what happened, told as it comes."""
-
-    def __init__(self) -> None:
-        self.steps: dict[str, float] = {}
-        self.lines: list[str] = []
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, events.StepPassed | events.StepFailed):
-            self.steps[event.step] = round(event.took_s, 3)
-        if event.name == "child.log":
-            self.lines.append(getattr(event, "line", ""))
-        if event.name in TOLD:
-            fields = {name: getattr(event, name) for name in event.__dataclass_fields__ if name != "argv"}
-            told = {name: round(value, 3) if isinstance(value, float) else value for name, value in fields.items()}
-            say(f"    {event.name} {told}")
 
 
 class Lenient:

@@ -1,0 +1,47 @@
+"""What happened to a supervised server, printed as it comes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+from supervisor import events
+from supervisor.events import Event
+
+TOLD: Final = {
+    *("child.up", "child.ready", "child.sealed", "child.resumed", "child.exited", "child.restarting"),
+    *("child.stopping", "teardown.finished", "supervision.failed", "supervision.notice", "step.failed"),
+}
+
+
+def say(text: str) -> None:
+    """One line, at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def timed(what: Callable[[], object]) -> float:
+    """How long it took, seconds."""
+    began = time.monotonic()
+    what()
+    return round(time.monotonic() - began, 3)
+
+
+class Journal:
+    """An observer: what happened, told as it comes."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, float] = {}
+        self.lines: list[str] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, events.StepPassed | events.StepFailed):
+            self.steps[event.step] = round(event.took_s, 3)
+        if event.name == "child.log":
+            self.lines.append(getattr(event, "line", ""))
+        if event.name in TOLD:
+            fields = {name: getattr(event, name) for name in event.__dataclass_fields__ if name != "argv"}
+            told = {name: round(value, 3) if isinstance(value, float) else value for name, value in fields.items()}
+            say(f"    {event.name} {told}")
