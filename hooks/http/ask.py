@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import anyio
 
 from hooks.http.answer import Answer
+from hooks.http.images import are_asked
 from hooks.http.text import shorten
 from supervisor.timing.limits import running_limit
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["ask"]
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+_MAX_PICTURES_BYTES: Final = 64 * 1024 * 1024  # noise of 2048x2048 is 17 MB of PNG in base64
 
 
 async def ask(
@@ -47,11 +49,12 @@ async def ask(
         The answer, whatever its status.
 
     Raises:
-        BadAnswer: no answer came, or only a part of one, or more than 4 MiB.
+        BadAnswer: no answer came, or only a part of one, or more than 4 MiB; of the route for images, 64 MiB.
     """
     import httpx  # 100 ms of import, deferred until there is a child to ask
 
     limit_s = child.profile.timeouts.step_s if timeout_s is None else timeout_s
+    most = _MAX_PICTURES_BYTES if are_asked(child, path) else MAX_BODY_BYTES
     response: httpx.Response | None = None
     data = bytearray()
 
@@ -78,7 +81,7 @@ async def ask(
                 async for chunk in response.aiter_bytes():
                     limit.restart()
                     data += chunk
-                    if len(data) > MAX_BODY_BYTES:
+                    if len(data) > most:
                         enough.cancel()
     except httpx.LocalProtocolError:
         # No cause: its message quotes the header, and with it the key.
@@ -91,8 +94,8 @@ async def ask(
         )
         fail(f"{done} for {limit_s:g} s", None)
     if enough.cancel_called:
-        del data[MAX_BODY_BYTES:]
-        fail(f"the answer is longer than {MAX_BODY_BYTES} bytes, and was not read to its end", None)
+        del data[most:]
+        fail(f"the answer is longer than {most} bytes, and was not read to its end", None)
     return answer(response.status_code, data.decode(errors="replace"), whole=True)
 
 

@@ -185,6 +185,7 @@ async def _metrics(visit: Visit, _: object) -> Passed:
 
 
 async def _concurrency(visit: Visit, slots: int | None) -> Passed:
+    route(visit, "chat_path")  # before many ask at once
     slots = await _slots(visit, slots)
     done: list[Stream] = []
     failures: list[BadAnswer] = []

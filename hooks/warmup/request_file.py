@@ -12,6 +12,7 @@ from hooks.http.answer import Answer
 from hooks.http.ask import ask
 from hooks.http.chat import model_of
 from hooks.http.dialect import route
+from hooks.http.images import are_asked, pictures
 from supervisor.errors import ProfileError
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class RawJson:
 
     The file holds the body of a chat completion, or names the route as well:
     `{"path": "/v1/responses", "body": {...}}`. It is read when the Step is made. The answer may have the shape of any
-    of OpenAI's text routes: chat, completions or responses. A body without `model` gets the profile's.
+    of OpenAI's text routes: chat, completions or responses. On a route for images it must hold the pictures
+    that the body asks for (`n`, `size`), in `b64_json`. A body without `model` gets the profile's.
 
     Attributes:
         path: of the file.
@@ -72,7 +74,11 @@ class RawJson:
     async def __call__(self, child: Child) -> None:
         """Ask once and verify."""
         path, body = self.request(child)
-        _verify(await ask(child, path, body, timeout_s=self.deadline_s))
+        answer = await ask(child, path, body, timeout_s=self.deadline_s)
+        if are_asked(child, path):
+            pictures(answer, body)
+        else:
+            _verify(answer)
 
     def _read(self) -> dict[str, Any]:
         """The file's JSON object, which can be sent as it is."""
@@ -96,7 +102,7 @@ class RawJson:
 
 
 def _verify(answer: Answer) -> None:
-    """Something was written, in any of the three shapes."""
+    """Something was written, in any of the three shapes of text."""
     data = answer.data()
     if "output" in data:
         parts: dict[str, object] = {}
