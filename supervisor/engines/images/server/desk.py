@@ -49,6 +49,7 @@ class Desk:
         self._busy = False
         self._line: deque[asyncio.Future[None]] = deque()
         self._gone: threading.Event | None = None
+        self._drawing: asyncio.Future[list[bytes]] | None = None
         self._free = asyncio.Event()
         self._free.set()
         self._orders = 0
@@ -92,7 +93,7 @@ class Desk:
         try:
             await self._worker.submit(partial(self._pipeline.load, enter))
         except Exception as error:
-            log.debug("the load failed", exc_info=error)
+            log.info("loading: where it failed", exc_info=error)
             memory = " (out of memory)" if is_out_of_memory(error) else ""
             log.error("the load failed at %s%s: %s: %s", self.stage, memory, type(error).__name__, error)  # noqa: TRY400
             self._end(failed=True)
@@ -114,7 +115,7 @@ class Desk:
         await self._turn()
         self._gone = gone = threading.Event()
         self._orders += 1
-        future = self._worker.submit(partial(self._job, self._orders, order, gone))
+        self._drawing = future = self._worker.submit(partial(self._job, self._orders, order, gone))
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -138,7 +139,7 @@ class Desk:
             log.exception("image %d failed", self._orders)
             raise Refusal(500, f"the pipeline failed: {type(error).__name__}: {error}", code="failed") from error
         finally:
-            self._gone = None
+            self._gone = self._drawing = None
             self._next()
 
     async def stop(self, grace_s: float) -> None:
@@ -157,13 +158,15 @@ class Desk:
             if self._gone:
                 self._gone.set()
             await asyncio.wait([free], timeout=_LAST_STEP_S)
+            if self._drawing and not self._drawing.done():
+                self._drawing.set_exception(Abandoned())  # the thread hangs, and the client waits
         self._end(failed=False)
 
     def _enter(self, stage: str) -> None:
         if self.stage in ("stopping", "broken"):
             return
         now = time.monotonic()
-        if self.stage not in ("start", "ready"):
+        if self.stage not in ("start", "ready") and stage != "broken":
             log.info("loading: %s took %.1f s", self.stage, now - self._stage_began)
         if stage == "weights":
             log.info("loading: weights of %s from %s", self._options.pipeline, self._options.model)

@@ -43,7 +43,7 @@ def main() -> NoReturn:
             (options.host, options.port), family=socket.AF_INET6 if ":" in options.host else socket.AF_INET
         )
     except OSError as error:
-        log.error("cannot listen on %s:%d: %s", options.host, options.port, error.strerror)  # noqa: TRY400
+        log.error("cannot listen on %s:%d: %s", options.host, options.port, os.strerror(error.errno or 0))  # noqa: TRY400
     else:
         code = asyncio.run(_serve(options, listener))
     logging.shutdown()
