@@ -67,10 +67,11 @@ class Environment:
         return self.python.parent / name
 
     def install(self, *arguments: str | Path) -> None:
-        """Run `pip install ARGUMENTS` here, by uv where it is there."""
+        """Run `pip install ARGUMENTS` here, by uv where it is there; wheels that pip would find, uv finds, too."""
         uv = _uv()
         pip = (uv, "pip", "install", "--python", self.python) if uv else (*self._pip, "install")
-        self.run(*pip, *arguments)
+        links = os.environ.get("PIP_FIND_LINKS", "").split()
+        self.run(*pip, *arguments, env={"UV_FIND_LINKS": ",".join(links)} if links else None)
 
     def uninstall(self, *names: str) -> None:
         """Remove distributions; those that are not there are none's concern."""

@@ -47,11 +47,12 @@ _LOG_LINE: Final = re.compile(
     rf"^{_PROCESS}(?:(?P<level>{_LEVEL})(?: \d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? (?:\[\S+\] ?)?|: {{2,}}))?(?P<text>.*)$",
     re.DOTALL,
 )
-_TORCH_LINE: Final = re.compile(
-    r"^\[([DIWEF])\d{4} \d\d:\d\d:\d\d\.\d+ (.*)$", re.DOTALL
-)  # [W1121 20:10:59.59 utils.cpp:68]
+# [W1121 20:10:59.599939263 utils.cpp:68] text
+_TORCH_LINE: Final = re.compile(r"^\[([DIWEF])\d{4} \d\d:\d\d:\d\d\.\d+ [^\s\]]+\] ?(.*)$", re.DOTALL)
 _LETTERS: Final[dict[str, Level]] = {"D": "debug", "I": "info", "W": "warning", "E": "error", "F": "error"}
-_RAISED: Final = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit)(?:: |$)")
+_RAISED: Final = re.compile(
+    r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit)(?:: |$)|^[\w ]+: error: |^  Value error, "
+)
 _FRAME: Final = re.compile(r"^(?:\s|$|Traceback \(most recent call last\)|During handling of|The above exception)")
 _API_SERVER: Final = "APIServer"
 
