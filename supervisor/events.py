@@ -275,6 +275,15 @@ class ChildRestarting(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChosen(Event):
+    """Whose server a bare command starts, for `supervise exec`; `why`: who says so, and how to say otherwise."""
+
+    name = "engine.chosen"
+    engine: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Notice(Event):
     """Something worth knowing once: a check that steps aside on this platform, a port chosen anew."""
 

@@ -7,10 +7,9 @@ from typing import Any
 import click
 
 from supervisor.cli import session
+from supervisor.cli.command import of_command
 from supervisor.cli.exits import exits_with_status
-from supervisor.cli.options import override, shared_options
-from supervisor.engines import PlainServer
-from supervisor.loading import variables
+from supervisor.cli.options import seal_options, sealing, shared_options
 
 __all__ = ["exec_"]
 
@@ -23,6 +22,7 @@ __all__ = ["exec_"]
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--engine", metavar="NAME", help="Whose server it is; plain: none's.  [as COMMAND tells]")
+@seal_options
 @shared_options
 @exits_with_status
 def exec_(command: tuple[str, ...], **given: Any) -> int:
@@ -33,12 +33,14 @@ def exec_(command: tuple[str, ...], **given: Any) -> int:
 
     \b
       supervise exec --health / python3 -m http.server {port}
-    """
-    from supervisor.engines import catalogue  # the other commands start without every engine's imports
 
-    kind = catalogue.named(given["engine"]) if given["engine"] else catalogue.guess(command)
-    server = PlainServer(command=command, env=variables(given["env"]), port=given["port"] or 0)
-    profile, hooks = override(server.profile(), server.hooks(), given)
-    profile = kind.adopt(profile)
-    hooks = kind.hooks(profile) + hooks
-    return session.run(profile, hooks, log_format=given["log_format"], key_variable=given["api_key_env"])
+    Which engine's server it is shows in the log (engine.chosen) and decides how its health, log lines and counters are
+    read.
+
+    For a platform that snapshots: SIGUSR1 seals the server (--golden, --contract; then the event child.sealed), and
+    SIGUSR2 resumes it after the restore. A seal that is refused leaves it serving. `supervise rehearse -- COMMAND`
+    tries both in a sandbox.
+    """
+    profile, hooks, chosen = of_command(command, given)
+    hooks = sealing(hooks, given)
+    return session.run(profile, hooks, log_format=given["log_format"], key_variable=given["api_key_env"], first=chosen)

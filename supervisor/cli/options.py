@@ -80,6 +80,40 @@ def shared_options(command: F) -> F:
     return command
 
 
+_SEAL_OPTIONS: Final = (
+    click.option(
+        "--golden",
+        "goldens",
+        multiple=True,
+        type=click.Choice(("text", "image")),
+        help="Record an answer before a seal, and demand the same one after the resume. Repeatable.",
+    ),
+    click.option("--contract", is_flag=True, help="Refuse a seal while the processes hold what no snapshot carries."),
+)
+
+
+def seal_options(command: F) -> F:
+    """Decorates a command whose server may be sealed."""
+    for option in reversed(_SEAL_OPTIONS):
+        command = option(command)
+    return command
+
+
+def sealing(hooks: Hooks, given: dict[str, Any]) -> Hooks:
+    """The hooks with golden answers and the snapshot contract, where they were asked for and are not there."""
+    if not (given["goldens"] or given["contract"]):
+        return hooks
+    from hooks.contract import SnapshotContract  # most starts do without it
+    from hooks.golden import Golden
+
+    pairs = [Golden() if name == "text" else Golden.image() for name in dict.fromkeys(given["goldens"])]
+    before = (*hooks.before_seal, *(golden.record for golden in pairs))
+    if given["contract"] and not any(isinstance(step, SnapshotContract) for step in before):
+        before = (*before, SnapshotContract())
+    after = (*hooks.after_resume, *(golden.replay for golden in pairs))
+    return replace(hooks, before_seal=before, after_resume=after)
+
+
 def override(profile: Profile, hooks: Hooks, given: dict[str, Any]) -> tuple[Profile, Hooks]:
     """The profile and hooks with the options that were given on the command line.
 

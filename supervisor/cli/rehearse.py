@@ -12,6 +12,7 @@ from typing import Any, Final, TextIO
 import anyio
 import click
 
+from supervisor.cli.command import of_command
 from supervisor.cli.exits import exits_with_status
 from supervisor.cli.options import override, shared_options
 from supervisor.cli.reports import json_option, show, write
@@ -19,6 +20,7 @@ from supervisor.cli.signals import Signals
 from supervisor.errors import require
 from supervisor.loading import load
 from supervisor.logs.sink import LogFormat
+from supervisor.profile import Profile
 from supervisor.rehearsal.drift import KINDS
 from supervisor.rehearsal.entries import of_entry
 from supervisor.rehearsal.log import for_people
@@ -27,6 +29,7 @@ from supervisor.rehearsal.report import RehearsalReport
 from supervisor.rehearsal.request import RehearsalRequest, mounts_of
 from supervisor.rehearsal.sandbox import runsc
 from supervisor.rehearsal.subject import EXCHANGE, Subject, of_profile
+from supervisor.steps import Hooks
 from supervisor.timing.racing import race
 
 __all__ = ["rehearse"]
@@ -35,7 +38,8 @@ _OF_ENTRIES: Final = ("env", "drift", "suspend_s", "mounts", "log_format")  # th
 
 
 @click.command("rehearse", short_help="Snapshot and restore a server in a sandbox here.")
-@click.argument("profile_name", metavar="PROFILE")
+@click.argument("words", metavar="PROFILE|COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--engine", metavar="NAME", help="Whose server COMMAND starts; plain: none's.  [as COMMAND tells]")
 @click.option(
     "--drift", multiple=True, type=click.Choice(tuple(KINDS)), help="What is different at the restore. Repeatable."
 )
@@ -49,12 +53,13 @@ _OF_ENTRIES: Final = ("env", "drift", "suspend_s", "mounts", "log_format")  # th
 @click.option("--inside", type=Path, hidden=True)
 @shared_options
 @exits_with_status
-def rehearse(profile_name: str, out: TextIO | None, **given: Any) -> int:
+def rehearse(words: tuple[str, ...], out: TextIO | None, **given: Any) -> int:
     """Snapshot and restore PROFILE in a gVisor sandbox on this machine, and prove that it survives.
 
     PROFILE is that of `run`, or the file of a Modal entry, which then runs under Modal's own container entrypoint; its
-    volumes are given by --mount, its key by --env API_KEY=... A profile that has neither snapshot contract nor golden
-    answers gets them, and one that restarts never restarts on a resume. Needs `runsc` and root; there is no GPU.
+    volumes are given by --mount, its key by --env API_KEY=... COMMAND is that of `exec`, of two words
+    or more, and follows a --. A profile that has neither snapshot contract nor golden answers gets them, and one that
+    restarts never restarts on a resume. Needs `runsc` and root; there is no GPU.
 
     \b
     --drift weights            another file of the same size is in place of the weights
@@ -68,7 +73,7 @@ def rehearse(profile_name: str, out: TextIO | None, **given: Any) -> int:
     sandbox, 3 never ready, 4 a warmup failed.
     """
     request = RehearsalRequest(
-        name=profile_name,
+        name=words[0],
         drift=given["drift"],
         suspend_s=given["suspend_s"],
         contract=not given["no_contract"],
@@ -78,9 +83,9 @@ def rehearse(profile_name: str, out: TextIO | None, **given: Any) -> int:
     if given["inside"]:
         from supervisor.rehearsal.inside import inside
 
-        return inside(*override(*load(profile_name), given), request, given["inside"])
+        return inside(*_profile(words, given), request, given["inside"])
     runsc()
-    subject = _subject(profile_name, request, given)
+    subject = _subject(words, request, given)
     report = RehearsalReport(request=request)
     try:
         anyio.run(_until_signalled, subject, request, report, _writer(given["log_format"]))
@@ -90,16 +95,25 @@ def rehearse(profile_name: str, out: TextIO | None, **given: Any) -> int:
     return report.exit_status
 
 
-def _subject(profile_name: str, request: RehearsalRequest, given: dict[str, Any]) -> Subject:
-    if profile_name.endswith(".py"):
+def _profile(words: tuple[str, ...], given: dict[str, Any]) -> tuple[Profile, Hooks]:
+    """What `run` would run, of one word; of more, what `exec` would."""
+    if len(words) > 1:
+        return of_command(words, given)[:2]
+    require(not given["engine"], "--engine", given["engine"], "left out: a profile says how its server speaks")
+    return override(*load(words[0]), given)
+
+
+def _subject(words: tuple[str, ...], request: RehearsalRequest, given: dict[str, Any]) -> Subject:
+    if len(words) == 1 and words[0].endswith(".py"):
         for name, value in given.items():
             option = f"--{name.replace('_', '-')}"
             allowed = "left out: an entry is rehearsed as its own file says"
             require(name in _OF_ENTRIES or not value, option, value, allowed)
-        return of_entry(Path(profile_name).resolve(), request, given["env"])
+        return of_entry(Path(words[0]).resolve(), request, given["env"])
     # In the sandbox the same command runs again, to load the same profile with the same options.
-    again = (sys.executable, "-m", "supervisor", *_without_json(sys.argv[1:]), "--inside", str(EXCHANGE))
-    return of_profile(*override(*load(profile_name), given), request, argv=again)
+    name, *options = sys.argv[1:]
+    again = (sys.executable, "-m", "supervisor", name, "--inside", str(EXCHANGE), *_without_json(options))
+    return of_profile(*_profile(words, given), request, argv=again)
 
 
 def _writer(log_format: LogFormat) -> Callable[[str], None]:
@@ -126,10 +140,12 @@ async def _until_signalled(
 
 
 def _without_json(argv: Sequence[str]) -> list[str]:
-    """The command line without `--json FILE`, which the command outside writes."""
+    """The command line without `--json FILE`, which the command outside writes; what follows `--` stays as it is."""
     kept: list[str] = []
     words = iter(argv)
     for word in words:
+        if word == "--":
+            return [*kept, word, *words]
         if word == "--json":
             next(words, None)
         elif not word.startswith("--json="):

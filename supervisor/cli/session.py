@@ -17,6 +17,7 @@ import anyio
 from supervisor import events
 from supervisor.cli.exits import account, only_part
 from supervisor.cli.notify import Notifier
+from supervisor.cli.seals import SealsOnRequest, with_findings
 from supervisor.cli.signals import Signals
 from supervisor.dialect import Request
 from supervisor.errors import SupervisorError
@@ -33,8 +34,17 @@ _CHAT: Final = {"messages": [{"role": "user", "content": "Write one sentence abo
 _FLUSH_S: Final = 1.0  # for the last line, on a terminal or pipe that may be blocked
 
 
-def run(profile: Profile, hooks: Hooks, *, log_format: LogFormat, key_variable: str | None) -> int:
-    """Supervises until a signal or a failure; returns the exit code. Its last line says how it ended."""
+def run(
+    profile: Profile, hooks: Hooks, *, log_format: LogFormat, key_variable: str | None, first: Event | None = None
+) -> int:
+    """Supervises until a signal or a failure; returns the exit code. Its last line says how it ended.
+
+    Args:
+        profile, hooks: what to supervise.
+        log_format: of the log on stderr.
+        key_variable: the name of the key's variable, for the summary.
+        first: an event to log before all others.
+    """
     began = time.monotonic()
     notifier = Notifier()
     with Sink(sys.stderr, log_format) as sink:
@@ -51,13 +61,19 @@ def run(profile: Profile, hooks: Hooks, *, log_format: LogFormat, key_variable: 
             sink.flush(_FLUSH_S)
             os._exit(128 + number)  # the guardian kills the child's group as soon as we are gone
 
+        if first is not None:
+            sink(replace(first, unix_s=time.time()))
+        hooks = replace(hooks, before_seal=tuple(with_findings(step, sink) for step in hooks.before_seal))
         observers: list[Observer] = [*hooks.observers, sink, notifier]
         if log_format == "console":
             observers.append(Summary(profile, sink, key_variable))
-        signals = Signals(end_at_once)
+        signals = Signals(end_at_once, asks=True)
         error: Exception | None = None
         try:
-            error = anyio.run(_serve, profile, replace(hooks, observers=tuple(observers)), notifier, signals, Orphans())
+            seals = SealsOnRequest(signals, sink)
+            error = anyio.run(
+                _serve, profile, replace(hooks, observers=tuple(observers)), notifier, signals, Orphans(), seals
+            )
         except Exception as defect:  # noqa: BLE001  whatever it is, it ends in words and in an exit code
             error = only_part(defect)
         finally:
@@ -73,7 +89,7 @@ def run(profile: Profile, hooks: Hooks, *, log_format: LogFormat, key_variable: 
 
 
 async def _serve(
-    profile: Profile, hooks: Hooks, notifier: Notifier, signals: Signals, orphans: Orphans
+    profile: Profile, hooks: Hooks, notifier: Notifier, signals: Signals, orphans: Orphans, seals: SealsOnRequest
 ) -> SupervisorError | None:
     supervision = anyio.CancelScope()
 
@@ -82,9 +98,9 @@ async def _serve(
         supervision.cancel()
 
     try:
-        async with alongside(listen, notifier.ping, notifier.extend_start, orphans.tend):
+        async with alongside(listen, notifier.ping, notifier.extend_start, orphans.tend, seals.listen):
             with supervision:
-                await supervise(profile, hooks)
+                await supervise(profile, hooks, task_status=seals)
     except SupervisorError as error:
         return error
     finally:

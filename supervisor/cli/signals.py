@@ -18,6 +18,7 @@ from supervisor.linux.exhaustion import detect
 __all__ = ["Signals"]
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ASKS: Final = (signal.SIGUSR1, signal.SIGUSR2)
 # GNU timeout signals its child and then its group, a terminal that closes sends HUP and TERM: one request to stop.
 _SAME_REQUEST_S: Final = 1.0
 _LEND_S: Final = 0.05  # to our thread, at each repeated signal
@@ -26,6 +27,8 @@ _CLOSE: Final = b"\0"
 
 class Signals:
     """Hears SIGTERM, SIGINT and SIGHUP, also while the event loop is blocked; what is ignored already stays ignored.
+
+    With `asks` it hears SIGUSR1 and SIGUSR2 too, which ask for something else than a stop (`next_ask`).
 
     The first signal asks for a stop (`stop_requested`). What follows within a second of it is the same request; a
     later signal calls `on_second` on a thread of ours, which ends the process: a Step that blocks the loop, or a child
@@ -38,7 +41,7 @@ class Signals:
         OutOfResources: there is no thread to be had.
     """
 
-    def __init__(self, on_second: Callable[[int], None]) -> None:
+    def __init__(self, on_second: Callable[[int], None], *, asks: bool = False) -> None:
         self._on_second = on_second
         self._lock = threading.Lock()
         self._ended = False
@@ -46,7 +49,9 @@ class Signals:
         self._acting = False  # on a second signal, which ends the process
         self._heard_fd, self._wakeup_fd = os.pipe()
         self._stop_fd, self._asked_fd = os.pipe()
+        self._ask_fd, self._passed_fd = os.pipe()
         os.set_blocking(self._wakeup_fd, False)
+        os.set_blocking(self._passed_fd, False)
         self._thread = threading.Thread(target=self._listen, name="warmboot-signals", daemon=True)
         try:
             self._thread.start()
@@ -55,7 +60,8 @@ class Signals:
             if exhausted := detect(error):
                 raise exhausted from error
             raise
-        self._numbers = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        wanted = (*_SIGNALS, *ASKS) if asks else _SIGNALS
+        self._numbers = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
         for number in self._numbers:
             signal.signal(number, self._note)
         # The interpreter writes the number there from its C handler, whatever the main thread is doing.
@@ -66,6 +72,11 @@ class Signals:
         """Waits for the first signal and returns its number."""
         await anyio.wait_readable(self._stop_fd)
         return os.read(self._stop_fd, 1)[0]
+
+    async def next_ask(self) -> int:
+        """Waits for the next SIGUSR1 or SIGUSR2 and returns its number. Sets no timer."""
+        await anyio.wait_readable(self._ask_fd)
+        return os.read(self._ask_fd, 1)[0]
 
     def end(self) -> None:
         """Fixes the exit code: until the process exits, no signal changes anything any more.
@@ -86,7 +97,10 @@ class Signals:
         self._close_pipes()
 
     def _close_pipes(self) -> None:
-        for fd in (self._heard_fd, self._wakeup_fd, self._stop_fd, self._asked_fd):
+        for fd in (
+            *(self._heard_fd, self._wakeup_fd, self._stop_fd, self._asked_fd),
+            *(self._ask_fd, self._passed_fd),
+        ):
             os.close(fd)
 
     def _listen(self) -> None:
@@ -94,6 +108,8 @@ class Signals:
             heard = os.read(self._heard_fd, 4096)
             if _CLOSE in heard:
                 return
+            with contextlib.suppress(BlockingIOError):  # thousands wait there already
+                os.write(self._passed_fd, bytes(number for number in heard if number in ASKS))
             numbers = [number for number in heard if number in _SIGNALS]
             if not numbers:
                 continue
