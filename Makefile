@@ -32,6 +32,9 @@ faults: $(TOOLS)
 engines: $(TOOLS)
 	PYTHONPATH=tests $(BIN)/python -m engines $(ENGINES) $(ENGINES_ARGS)
 
+engines-page: $(TOOLS)
+	PYTHONPATH=tests $(BIN)/python -m engines.page
+
 # Random faults on a loop: make soak SECONDS=60 SOAK_ARGS="--seed 7"
 soak: $(TOOLS)
 	PYTHONPATH=tests $(BIN)/python -m system.soak $(SECONDS) $(SOAK_ARGS)

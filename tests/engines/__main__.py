@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from engines.environment import clean
+from engines.page import merged
 from engines.recipe import CHECKS, named
 from engines.run import Report, check_engine
 from engines.table import table_of
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m engines", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="an engine; default: all")
     parser.add_argument("--only", action="append", default=[], metavar="CHECK", help=f"one of {', '.join(CHECKS)}")
-    parser.add_argument("--json", type=Path, help="where the results go")
+    parser.add_argument("--json", type=Path, help="where the results go; other engines' entries there stay")
     parser.add_argument("--strict", action="store_true", help="only the lacks that a recipe declares are accepted")
     given = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -36,10 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
     except SupervisorError as error:
         console.print(str(error), markup=False)
         return 2
-    # The engines inherit this environment, and none of it that is ours.
-    for name in set(os.environ) - set(clean(os.environ)):
-        del os.environ[name]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     reports: list[Report] = []
     began = time.monotonic()
     for recipe in recipes:
@@ -52,19 +49,25 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(f"{len(reports)} engines in {time.monotonic() - began:.0f} s")
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(_document(reports), indent=1) + "\n", encoding="utf-8")
+        old = json.loads(given.json.read_text(encoding="utf-8")) if given.json.exists() else {}
+        text = json.dumps(merged(old, _document(reports)), indent=1)
+        given.json.write_text(f"{text}\n", encoding="utf-8")
     return int(any(report.failed(strict=given.strict) for report in reports))
 
 
 def _document(reports: list[Report]) -> dict[str, Any]:
-    """What is committed: the machine, the date, and every result."""
-    return {
+    """What is committed: every result, with machine and date."""
+    where = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores, no GPU",
         "python": platform.python_version(),
-        "engines": [report.to_json() for report in reports],
     }
+    return {"engines": [where | report.to_json() for report in reports]}
 
 
 if __name__ == "__main__":
+    # The engines inherit this environment, and none of it that is ours.
+    for ours in set(os.environ) - set(clean(os.environ)):
+        del os.environ[ours]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -170,9 +171,10 @@ def _uv() -> str | None:
 
 
 def _stamp(recipe: Recipe) -> str:
-    """A hash of the interpreter, and of every file of the recipe's folder where it has requirements."""
+    """A hash of the interpreter, and of every file of the recipe's folder; without requirements, of its module."""
     digest = hashlib.sha256(sys.version.encode())
-    files = sorted(recipe.requirements.parent.rglob("*")) if recipe.requirements else []
+    module = Path(inspect.getfile(recipe.engine))
+    files = sorted(recipe.requirements.parent.rglob("*")) if recipe.requirements else [module]
     for path in files:
         if path.is_file() and "__pycache__" not in path.parts:
             digest.update(f"\0{path.name}\0".encode() + path.read_bytes())

@@ -31,10 +31,10 @@ class Trace:
     ports: tuple[int, ...]
     shared: tuple[str, ...]
 
-    def left(self) -> list[str]:
-        """Return the processes and ports that are still there, after a moment to go."""
+    def left(self, *, but_port: int | None = None) -> list[str]:
+        """Return the processes and ports that are still there after a moment; `but_port`: the next life has it."""
         ends = time.monotonic() + _GONE_S
-        while (left := self._left()) and time.monotonic() < ends:
+        while (left := self._left(but_port)) and time.monotonic() < ends:
             time.sleep(0.02)
         return left
 
@@ -42,13 +42,13 @@ class Trace:
         """Return the shared memory that still has a name."""
         return [path for path in self.shared if Path(path).exists()]
 
-    def _left(self) -> list[str]:
+    def _left(self, but_port: int | None) -> list[str]:
         now = {pid: processes.stat(pid) for pid in self.began}
         alive = [pid for pid, stat in now.items() if stat and not stat.zombie and stat.began == self.began[pid]]
         open_ports = {listener.port for listener in listeners()}
         return [
             *(f"process {pid}" for pid in alive),
-            *(f"port {port}" for port in self.ports if port in open_ports),
+            *(f"port {port}" for port in self.ports if port in open_ports and port != but_port),
         ]
 
 
