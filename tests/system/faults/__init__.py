@@ -14,11 +14,12 @@ from system.faults.ready import READY
 from system.faults.resumed import RESUMED
 from system.faults.sealed import SEALED
 from system.faults.stopping import STOPPING
+from system.faults.vllm import VLLM
 from system.faults.warmup import WARMUP
 
 __all__ = ["MATRIX", "MOMENTS", "TOKEN", "Fault", "row"]
 
-MATRIX: tuple[Fault, ...] = (*BEFORE_SPAWN, *LOADING, *WARMUP, *READY, *SEALED, *RESUMED, *STOPPING)
+MATRIX: tuple[Fault, ...] = (*BEFORE_SPAWN, *LOADING, *WARMUP, *READY, *SEALED, *RESUMED, *STOPPING, *VLLM)
 
 
 def row(name: str) -> Fault:

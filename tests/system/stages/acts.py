@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from conftest import children
+from supervisor.linux import files, processes
 from support import LIMIT_S, fake_profile, until
 from system.stages.command import Command
 from system.stages.scene import Scene
@@ -21,6 +23,12 @@ from system.stages.scene import Scene
 
 def _kill(scene: Scene) -> None:
     os.kill(scene.pid, signal.SIGKILL)
+
+
+def _kill_vital(scene: Scene) -> None:
+    session = [pid for pid in processes.pids() if (stat := processes.stat(pid)) and stat.session == scene.pid]
+    vital = re.compile("|".join(scene.fault.profile["vital"]))
+    os.kill(next(pid for pid in session if vital.search(" ".join(files.argv(pid)))), signal.SIGKILL)
 
 
 def _freeze(scene: Scene) -> None:
@@ -115,6 +123,7 @@ ACTS: Mapping[str, Callable[[Scene], None]] = {
     "hold port": lambda _: None,  # was done by `{held}`
     "nothing": lambda _: None,
     "kill": _kill,
+    "kill vital": _kill_vital,
     "term": lambda scene: os.kill(scene.pid, signal.SIGTERM),
     "freeze": _freeze,
     "freeze first": lambda _: None,  # was done before the stop

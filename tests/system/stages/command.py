@@ -94,7 +94,7 @@ class Command(Scene):
     def _read(self) -> None:
         assert self.process.stderr
         while self.reading and (line := self.process.stderr.readline()):
-            self.last = line if line.strip() else self.last
+            self.last = line if line.strip() and not line[0].isspace() else self.last  # indented: where it was raised
             with contextlib.suppress(ValueError):
                 self.events.append(json.loads(line))
 
