@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +67,15 @@ def _owners(port: int, session: int, cookie: str | None, host: str | None) -> li
     return found + [Owner(pid=None, argv=(), mine=uid in hidden) for uid in unseen.values()]
 
 
-def listening_ports(session: int, cookie: str | None = None) -> list[int]:
-    """TCP ports on which members listen, to tell a user that the server chose another one."""
-    held = {name for pid in members(session, cookie) for name in _descriptors(pid) or ()}
+def listening_ports(session: int, cookie: str | None = None, *, besides: Sequence[str] = ()) -> list[int]:
+    """TCP ports on which members listen, to tell a user that the server chose another one.
+
+    Args:
+        session, cookie: whose members.
+        besides: regular expressions for command lines: what such a member listens on is for its fellows (gloo, NCCL).
+    """
+    asked = [pid for pid in members(session, cookie) if not any(re.search(one, " ".join(argv(pid))) for one in besides)]
+    held = {name for pid in asked for name in _descriptors(pid) or ()}
     return sorted({listener.port for listener in _listeners() if f"socket:[{listener.inode}]" in held})
 
 

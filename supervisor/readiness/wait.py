@@ -169,7 +169,8 @@ class _OtherPorts:
         """A remark in brackets, or nothing; /proc is looked at once a second at most."""
         child = self._child
         if time.monotonic() - self._looked_at >= _LOOK_AROUND_S and child.pid:
-            ports = await look(partial(listeners.listening_ports, child.pid, child.cookie)) or ()
+            vital = child.profile.vital
+            ports = await look(partial(listeners.listening_ports, child.pid, child.cookie, besides=vital)) or ()
             self._ports, self._looked_at = [port for port in ports if port != child.port], time.monotonic()
         return f" (the child listens on port {', '.join(map(str, self._ports))} instead)" if self._ports else ""
 
