@@ -1,6 +1,6 @@
 """Writes a tiny Qwen3 into a folder: real architecture, random weights, a tokenizer trained on a page of text.
 
-    python model.py FOLDER
+    python model.py FOLDER [HEAD_DIM]
 
 Run by the engine's own interpreter. The weights have a spread of 0.3: with the usual 0.02 all tokens are about equally
 likely, and a golden answer would show nothing.
@@ -41,7 +41,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, head_dim: int = 32) -> None:
     """Write tokenizer, configuration and weights."""
     words = tokenizer()
     words.save_pretrained(folder)
@@ -53,7 +53,7 @@ def main(folder: Path) -> None:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=32,  # vLLM's attention for CPUs has no kernel for 16
+        head_dim=head_dim,  # vLLM's attention for CPUs has a kernel for 32, and none for 16
         max_position_embeddings=2048,
         initializer_range=0.3,
         tie_word_embeddings=False,
@@ -63,4 +63,4 @@ def main(folder: Path) -> None:
     Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
-main(Path(sys.argv[1]))
+main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -107,4 +107,5 @@ RECIPE: Final = Recipe(
     # uvloop opens an io_uring on bare Linux, and nothing turns that off; under gVisor it opens none.
     contract=SnapshotContract(waive=("io-uring",)),
     start_s=400,
+    hang_s=90,  # three inferences that the stopped engine never answers, 15 s each, 5 s apart
 )
