@@ -174,7 +174,7 @@ async def _supervise(session: Session, hooks: Hooks, ready: anyio.Event) -> None
 
 def _watched(profile: Profile, recipe: Recipe) -> Profile:
     """The profile with restarts and a quick watchdog; everything else is as the engine's settings have it."""
-    liveness = replace(profile.liveness, armed="ready", period_s=2.0, misses=3, inference_every_s=5.0, step_s=15.0)
+    liveness = replace(profile.liveness, armed="ready", period_s=2.0, misses=3, inference_every_s=5.0, step_s=6.0)
     return replace(
         profile,
         restart=Restart(policy="on-failure", max_restarts=20, backoff_s=0.1, jitter=0.0),

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineRefused", "MemorySaver"]
 
-_IDLE_S: Final = 10.0  # for requests that are in flight when the seal begins
 _SHOWN: Final = 300
 
 
@@ -60,9 +59,11 @@ class MemorySaver:
     """Releases the GPU's memory at the seal and resumes it; the weights wait in host memory.
 
     Attributes:
+        idle_s: how long requests that are in flight when the seal begins may take.
         deadline_s: of each of the two Steps; None: the profile's `timeouts.step_s`.
     """
 
+    idle_s: float = 10.0
     deadline_s: float | None = None
     _state: _Asleep = field(default_factory=_Asleep, init=False, repr=False, compare=False)
 
@@ -87,7 +88,7 @@ class MemorySaver:
     async def _release(self, child: Child) -> None:
         this = (child.cookie, child.pid)
         async with child.client(timeout_s=self.deadline_s) as client:
-            await _post(child, client, f"/flush_cache?timeout={_IDLE_S:g}")
+            await _post(child, client, f"/flush_cache?timeout={self.idle_s:g}")
             self._state.paused = this
             await _post(child, client, "/pause_generation", {"mode": "in_place"})
             # Once more: a request may have come between the two, and stays now, neither running nor answered.
