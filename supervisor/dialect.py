@@ -139,6 +139,7 @@ class Dialect:
         metrics_hint: what to set when the metrics route is missing.
         weight_files: a model's path -> every file that belongs to it, by name alone.
         no_mmap_hint: how to load the weights without mapping their file.
+        io_uring_hint: how to have the server do without io_uring, which no snapshot of processes holds.
         out_of_memory: a regular expression for log lines of a failed allocation.
     """
 
@@ -173,6 +174,9 @@ class Dialect:
     metrics_hint: str = ""
     weight_files: Callable[[Path], tuple[Path, ...]] = whole_file
     no_mmap_hint: str = "have the engine read its weights into memory instead of mapping them"
+    io_uring_hint: str = (
+        "have its event loop do without, such as asyncio's own in place of uvloop (uvicorn --loop asyncio)"
+    )
     out_of_memory: str | None = None
 
     def allocation_failure(self, lines: Iterable[str]) -> str | None:

@@ -31,6 +31,12 @@ _STALE: Final = (
     "the file's content is nowhere to be found after a restore"
 )
 _CLOSE: Final = "have the server close it before the seal, or name it in `allowed`; the file is another one elsewhere"
+# libuv sets one up for epoll_ctl whatever UV_USE_IO_URING says (libuv's pull request 4638), and does without where the
+# kernel refuses; both seen with uvloop 0.23.
+_REFUSE: Final = (
+    "or refuse it the system call io_uring_setup, by a container's seccomp profile or with sysctl "
+    "kernel.io_uring_disabled=2: libuv then waits by epoll alone. UV_USE_IO_URING=0 does not help from libuv 1.50 on"
+)
 _KEEP: Final = "never replace it in place while snapshots of this server are in use, or name it in `allowed`"
 
 
@@ -84,19 +90,30 @@ def stale_files(tree: Tree, allowed: Sequence[str] = ()) -> list[Finding]:
     return found
 
 
-def io_uring(tree: Tree) -> list[Finding]:
-    """No io_uring: the kernel's half of its rings is in no snapshot."""
+def io_uring(tree: Tree, hint: str) -> list[Finding]:
+    """No io_uring: the kernel's half of its rings is in no snapshot.
+
+    Args:
+        tree: the reading.
+        hint: how the engine is told to do without.
+    """
     shown = [
-        (process.pid, _fd_of(process, held), held.target)
+        (process, _fd_of(process, held), held.target)
         for process in tree.processes
         for held in process.descriptors
         if held.target == IO_URING
     ]
-    shown += [(process.pid, _line_of(process, line), line.text) for process, line in _mapped(tree, IO_URING)]
-    fix = "turn io_uring off in the server (UV_USE_IO_URING=0 for libuv), or build it without"
+    shown += [(process, _line_of(process, line), line.text) for process, line in _mapped(tree, IO_URING)]
     return [
-        Finding(check="io-uring", pid=pid, what="uses io_uring", where=where, line=line, fix=fix)
-        for pid, where, line in shown
+        Finding(
+            check="io-uring",
+            pid=process.pid,
+            what=f"{f'({process.name}) ' if process.name else ''}uses io_uring, as event loops on libuv do (uvloop)",
+            where=where,
+            line=line,
+            fix=f"{hint}; {_REFUSE}",
+        )
+        for process, where, line in shown
     ]
 
 

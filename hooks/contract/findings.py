@@ -18,6 +18,8 @@ CHECKS: Final = (
     "stale-file",
     "connection",
     "io-uring",
+    "shared-memory",
+    "gpu-sharing",
     "in-flight",
     "remounted",
     "command",

@@ -16,6 +16,7 @@ from hooks.contract.environment import command, environment, stray_secrets
 from hooks.contract.files import io_uring, remounted, stale_files, weights_mapped
 from hooks.contract.findings import CHECKS, ContractBroken, ContractUnseen, Finding
 from hooks.contract.requests import in_flight, read_load, silent
+from hooks.contract.sharing import gpu_sharing, shared_memory
 from hooks.contract.sockets import connections
 from hooks.contract.tree import members, read_network, read_tree
 from hooks.http.answer import BadAnswer
@@ -41,8 +42,10 @@ class SnapshotContract:
     A broken contract leaves the child READY and serving; it is only not sealed.
 
     The checks, by name. weights-mapped: no file of the profile's weights is mapped. stale-file: no deleted or replaced
-    file is mapped or open. connection: no TCP connection leaves the tree. io-uring: none is set up. in-flight: the
-    engine counts no request, if it counts any. remounted: no file is open below `remounted`. command: the command
+    file is mapped or open. connection: no TCP connection leaves the tree; one inside of it that does not use loopback
+    is a warning. io-uring: none is set up. shared-memory: none with a name in /dev/shm, unless the whole container is
+    in the snapshot. gpu-sharing: a warning where several processes use GPUs. in-flight: the engine counts no request,
+    if it counts any. remounted: no file is open below `remounted`. command: the command
     line is the profile's, else a warning. environment: the profile's variables are there. stray-secret: no variable
     that is named like a secret was inherited.
 
@@ -52,6 +55,8 @@ class SnapshotContract:
         remounted: folders that the platform mounts anew in another container: no file below them may be open, and one
             that is mapped, other than weights, is a warning.
         allowed: shell patterns of paths that may be open or mapped all the same; for stale-file and remounted.
+        whole_container: the snapshot holds the container with its /dev/shm, as those of Modal and gVisor do; False: the
+            processes alone, as CRIU's.
         waive: checks whose errors are warnings.
         on_findings: is given the findings of every run, also when there are none.
         name, deadline_s: see `Step`.
@@ -59,6 +64,7 @@ class SnapshotContract:
 
     remounted: tuple[Path, ...] = ()
     allowed: tuple[str, ...] = ()
+    whole_container: bool = True
     waive: tuple[str, ...] = ()
     on_findings: Callable[[tuple[Finding, ...]], None] | None = None
     name: str = "contract"
@@ -109,7 +115,9 @@ class SnapshotContract:
         return [
             *weights_mapped(tree, weights, child.profile.dialect.no_mmap_hint),
             *stale_files(tree, self.allowed),
-            *io_uring(tree),
+            *io_uring(tree, child.profile.dialect.io_uring_hint),
+            *shared_memory(tree, whole_container=self.whole_container),
+            *gpu_sharing(tree),
             *remounted(tree, _names(self.remounted), weights, self.allowed),
             *command(child, procfiles.argv(leader), leader),
             *environment(child, variables, leader),
@@ -140,12 +148,12 @@ def _names(paths: Iterable[Path]) -> frozenset[str]:
 
 
 async def _with_grace(check: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:
-    """Runs a check until it finds nothing, or the grace is over; returns what it found last."""
+    """Runs a check until it finds no error, or the grace is over; returns what it found last."""
     retrying = AsyncRetrying(
         sleep=anyio.sleep,
         wait=wait_fixed(_LOOK_EVERY_S),
         stop=stop_after_delay(_GRACE_S),
-        retry=retry_if_result(bool),
+        retry=retry_if_result(lambda found: any(finding.severity == "error" for finding in found)),
         retry_error_callback=lambda state: state.outcome.result() if state.outcome else [],
     )
     found: list[Finding] = await retrying(check)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from hooks.contract.findings import ContractUnseen
 from supervisor.linux import processes
-from supervisor.linux.files import DELETED, Descriptor, FileId, MapLine, descriptors, identify, maps
+from supervisor.linux.files import DELETED, Descriptor, FileId, MapLine, descriptors, identify, maps, name_of
 from supervisor.linux.sockets import ESTABLISHED, LISTEN, TcpSocket, sockets
 
 if TYPE_CHECKING:
@@ -25,9 +25,10 @@ _CURE: Final = "run the supervisor as the child's user, or as root"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """One process of the tree."""
+    """One process of the tree, and its name as the kernel has it."""
 
     pid: int
+    name: str = ""
     mappings: tuple[MapLine, ...] = ()
     descriptors: tuple[Descriptor, ...] = ()
 
@@ -92,6 +93,7 @@ def read_tree(child: Child, named: Iterable[str] = ()) -> Tree:
     processes = [
         Process(
             pid=pid,
+            name=name_of(pid),
             mappings=_seen(maps(pid), pid, "maps"),
             descriptors=_seen(descriptors(pid), pid, "fd"),
         )

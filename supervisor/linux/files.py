@@ -139,6 +139,11 @@ def argv(pid: int) -> tuple[str, ...]:
     return tuple(word.decode(errors="replace") for word in data.removesuffix(b"\0").split(b"\0")) if data else ()
 
 
+def name_of(pid: int) -> str:
+    """A process's name, which it may have set itself; empty when it is gone."""
+    return (_read(pid, "comm") or b"").decode(errors="replace").strip()
+
+
 def environment(pid: int) -> Mapping[str, str] | None:
     """The variables with which a process's program was started.
 

@@ -13,14 +13,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import anyio
 
 from supervisor.linux import processes
 from supervisor.linux.exhaustion import look
-from supervisor.linux.files import argv
+from supervisor.linux.files import argv, name_of
 from supervisor.process.exits import signal_name
 from supervisor.redact import Redactor
 from supervisor.timing.racing import race
@@ -159,8 +158,4 @@ def _lives(pid: int, began: int) -> bool:
 
 def _shown(pid: int) -> tuple[str, str]:
     """A process's command line, and its name."""
-    try:
-        name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-    except OSError:
-        name = ""
-    return " ".join(argv(pid))[:_MAX_CHARS].strip(), name
+    return " ".join(argv(pid))[:_MAX_CHARS].strip(), name_of(pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 
@@ -9,6 +10,9 @@ import pytest
 
 from hooks.contract import Finding
 from hooks.contract import step as contract
+from hooks.contract.sockets import connections
+from hooks.contract.tree import Holder, Network
+from supervisor.linux.sockets import TcpSocket
 from support import free_port
 from tools.contract import http, profile, refused, sealed, serving
 
@@ -56,6 +60,40 @@ async def test_connections_inside_of_the_tree() -> None:
     )
     async with serving(profile(command=http(program))) as (server, seen):
         await sealed(server, seen)
+
+
+def pair(address: str, *, port: int) -> Network:
+    """A tree whose pids 5 and 6 are connected to each other by one address."""
+    ip = ipaddress.ip_address(address)
+    rows = (
+        TcpSocket(ip, port, ip, 7, 0, "11", "/proc/5/net/tcp line 2"),
+        TcpSocket(ip, 7, ip, port, 0, "12", "/proc/5/net/tcp line 3"),
+    )
+    return Network(held={"11": Holder(5, 3), "12": Holder(6, 4)}, established=rows, listening=())
+
+
+def test_members_that_are_connected_by_the_hosts_own_address() -> None:
+    """What gloo and NCCL connect stays in the tree; by an address that only this host has it is warned of."""
+    assert connections(pair("127.0.0.1", port=40000), leader=5) == []
+    assert connections(pair("::1", port=40000), leader=5) == []
+    (finding,) = connections(pair("10.1.2.3", port=40000), leader=5)
+    assert (finding.check, finding.severity, finding.pid) == ("connection", "warning", 6)
+    assert "10.1.2.3:40000, an address that another container does not have" in finding.what
+    assert finding.where == "/proc/5/net/tcp line 3, fd 4"
+    assert "GLOO_SOCKET_IFNAME=lo" in finding.fix
+
+
+async def test_a_warning_waits_for_no_grace() -> None:
+    """Only errors are looked for again: a warning that stays costs a seal no time."""
+    finding = Finding(check="connection", severity="warning", pid=1, what="w", where="x", fix="f")
+    looks = []
+
+    async def look() -> list[Finding]:
+        looks.append(finding)
+        return [finding]
+
+    assert await contract._with_grace(look) == [finding]
+    assert len(looks) == 1
 
 
 async def test_a_grace_for_what_is_closing() -> None:

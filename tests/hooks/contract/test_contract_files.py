@@ -160,11 +160,14 @@ async def test_io_uring() -> None:
         async with serving(profile("--io-uring")) as (server, seen):
             finding = await refused(server, seen, "io-uring")
             assert os.readlink(finding.where) == "anon_inode:[io_uring]"
+            assert finding.what.startswith(f"({Path(f'/proc/{finding.pid}/comm').read_text().strip()}) uses io_uring")
+            assert "uvicorn --loop asyncio" in finding.fix  # of an engine that says nothing else
+            assert "kernel.io_uring_disabled=2" in finding.fix
     held = Descriptor(fd=9, target="anon_inode:[io_uring]", file=None, regular=False)
     row = parse_maps("7f00-7f01 rw-s 10000000 00:0f 1057                       anon_inode:[io_uring]")
     for process in (Process(pid=5, descriptors=(held,)), Process(pid=5, mappings=row)):
-        (finding,) = contract_files.io_uring(Tree(processes=(process,), files={}))
+        (finding,) = contract_files.io_uring(Tree(processes=(process,), files={}), "hint")
         assert finding.where.startswith("/proc/5/")
     assert not contract_files.io_uring(
-        Tree(processes=(Process(pid=5, descriptors=(replace(held, target="x"),)),), files={})
+        Tree(processes=(Process(pid=5, descriptors=(replace(held, target="x"),)),), files={}), "hint"
     )

@@ -58,7 +58,7 @@ def test_a_gpu_is_no_file(nodes: str) -> None:
     tree = Tree(processes=(Process(pid=5, mappings=parse_maps(text), descriptors=held),), files=files)
     assert len(tree.processes[0].mappings) == 6
     allowed = ("/llama-build/*/llama-server", "/llama-build/*.so*")
-    assert contract_files.stale_files(tree, allowed) == contract_files.io_uring(tree) == []
+    assert contract_files.stale_files(tree, allowed) == contract_files.io_uring(tree, "hint") == []
     assert contract_files.remounted(tree, {"/models", "/llama-build"}, {"/models/m.gguf"}, allowed) == []
     assert contract_files.weights_mapped(tree, {"/models/m.gguf"}, "") == []
 
