@@ -5,7 +5,7 @@ from __future__ import annotations
 from supervisor import Hooks, Restart, Timeouts
 from system.faults.fault import Fault
 from system.faults.hook_sets import pinged
-from system.faults.settings import BLIND, PINGS, QUICK, SHORT, WATCH
+from system.faults.settings import BLIND, FRONTED, PINGS, QUICK, SHORT, VITAL, WATCH
 from system.faults.steps import Descriptors
 
 # fmt: off
@@ -33,6 +33,20 @@ READY: tuple[Fault, ...] = (
     Fault(
         name="ready-term", fault="somebody else's SIGTERM to the server", moment="ready", outcome="failed",
         error="ChildCrashed", status=1, says="exited with code 0 unasked", act="term",
+    ),
+    Fault(
+        name="ready-worker-killed", fault="SIGKILL of a worker, whose front would end with code 0 a minute later",
+        moment="ready", outcome="failed", error="WorkerDied", status=1, says="--rank 0", act="kill vital",
+        command=FRONTED, profile=VITAL,
+    ),
+    Fault(
+        name="ready-worker-killed-restart", fault="the same, a restart is allowed", moment="ready",
+        outcome="recovered", act="kill vital", command=FRONTED, profile={**VITAL, "restart": QUICK}, lives=2,
+    ),
+    Fault(
+        name="ready-worker-killed-unwatched", fault="SIGKILL of an unwatched worker; its front ends with code 0",
+        moment="ready", outcome="failed", error="ChildCrashed", status=1, says="exited with code 0 unasked",
+        act="kill worker", command=FRONTED, flags=("--linger-s", "0"),
     ),
     Fault(
         name="ready-exit", fault="exit code 3 after a request", moment="ready", outcome="failed", error="ChildCrashed",

@@ -6,7 +6,7 @@ from supervisor import Hooks, Timeouts
 from system.faults.fault import Fault
 from system.faults.hook_sets import cannot_sleep, sleeps, warmed, with_contract
 from system.faults.prepare import some_weights
-from system.faults.settings import BLIND, CLEAN, HEAL, SHORT
+from system.faults.settings import BLIND, CLEAN, FRONTED, HEAL, SHORT, VITAL
 from system.faults.steps import Asleep, Broken
 
 # fmt: off
@@ -22,6 +22,15 @@ SEALED: tuple[Fault, ...] = (
     Fault(
         name="sealed-killed-daemon", fault="the same, under a Daemon", moment="sealed", outcome="recovered",
         stage="daemon", act="kill", hooks=warmed, profile={"restart": HEAL}, lives=2,
+    ),
+    Fault(
+        name="sealed-worker-killed", fault="SIGKILL of a worker, while its front lives on", moment="sealed",
+        outcome="failed", error="WorkerDied", status=1, says="--rank 0", act="kill vital", command=FRONTED,
+        profile=VITAL,
+    ),
+    Fault(
+        name="sealed-worker-killed-heal", fault="the same, a resume may replace it", moment="sealed",
+        outcome="recovered", act="kill vital", command=FRONTED, profile={**VITAL, "restart": HEAL}, lives=2,
     ),
     Fault(
         name="sealed-frozen", fault="SIGSTOP of the server", moment="sealed", outcome="failed",

@@ -31,6 +31,10 @@ def _kill_vital(scene: Scene) -> None:
     os.kill(next(pid for pid in session if vital.search(" ".join(files.argv(pid)))), signal.SIGKILL)
 
 
+def _kill_worker(scene: Scene) -> None:
+    os.kill(int((scene.tmp / "worker").read_text()), signal.SIGKILL)
+
+
 def _freeze(scene: Scene) -> None:
     os.kill(scene.pid, signal.SIGSTOP)
 
@@ -124,6 +128,7 @@ ACTS: Mapping[str, Callable[[Scene], None]] = {
     "nothing": lambda _: None,
     "kill": _kill,
     "kill vital": _kill_vital,
+    "kill worker": _kill_worker,
     "term": lambda scene: os.kill(scene.pid, signal.SIGTERM),
     "freeze": _freeze,
     "freeze first": lambda _: None,  # was done before the stop
