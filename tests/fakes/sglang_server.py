@@ -4,7 +4,7 @@ It listens before its warmup is done, its health generates unless told not to, a
 so does a second resume and a release of an engine that is not idle; a TERM that also ends its scheduler looks like a
 crash to it. It takes real SGLang's flags, reads its keys from `--config`, and prints them in its log, as SGLang does.
 
-    python sglang_server.py --port 0 --config keys.yaml --served-model-name tiny [--warmup-s 0.1] [--generation-s 0.01]
+    python sglang_server.py --port 0 --config keys.yaml [--warmup-s 0.1] [--generation-s 0.01] [--busy]
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Engine:
                         self.keys[name] = json.loads(value)
         self.lock = threading.Condition()
         self.up = self.exiting = self.paused = False
-        self.running = self.generated = 0
+        self.running = int("--busy" in sys.argv)  # a request that never ends
+        self.generated = 0
         self.released: set[str] = set()
         self.garbage = False
         self.cache: set[str] = set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -15,46 +14,22 @@ import anyio
 import httpx
 import pytest
 
+from fakes.sglang import KEY, SHORT, server_of
 from hooks.auth import AuthCheck
 from hooks.golden import Golden, GoldenMismatch
 from hooks.http.chat import chat
-from supervisor import Child, Hooks, Restart, State, Stop, Supervised, Timeouts, supervise
+from supervisor import Child, Hooks, Restart, State, Stop, Supervised, supervise
 from supervisor import events as ev
-from supervisor.engines.help_flags import listed
-from supervisor.engines.sglang import EngineRefused, MemorySaver, Sglang
+from supervisor.engines.sglang import EngineRefused, MemorySaver
 from supervisor.engines.sglang.private import ADMIN_KEY, path_in
 from supervisor.errors import DiedBeforeReady, StepFailed, WorkerDied
 from supervisor.profile import Profile
 from supervisor.redact import Secret
-from support import TESTS, Do, Recorder, alive, is_in, until_async
+from support import Do, Recorder, alive, is_in, until_async
 
 pytestmark = pytest.mark.anyio
 
-FAKE = TESTS / "fakes" / "sglang_server.py"
-KNOWN = listed((TESTS / "testdata" / "sglang" / "help.txt").read_text(encoding="utf-8"))
-KEY = "sk-made-up-for-tests"
 QUICK = Restart(policy="on-failure", backoff_s=0.01, jitter=0.0)
-SHORT = Stop(to="leader", grace_s=0.2)  # for a server that could not end in time
-LIMITS = Timeouts(start_s=30, stall_s=30, probe_s=5, step_s=20, resume_s=10)
-
-
-def settings(**more: Any) -> Sglang:
-    fields: dict[str, Any] = {
-        "model": "/models/tiny",
-        "binary": (sys.executable, "-I", "-S", str(FAKE)),
-        "api_key": Secret(KEY),
-        "memory_saver": True,
-        "timeouts": LIMITS,
-        "stop": Stop(to="leader", grace_s=10),
-    }
-    return Sglang(**(fields | more))
-
-
-def server_of(*flags: str, **more: Any) -> tuple[Sglang, Profile]:
-    """Settings and their profile, with flags that only the fake knows."""
-    server = settings(**more)
-    profile = server.profile(KNOWN)
-    return server, replace(profile, command=(*profile.command, *flags))
 
 
 @asynccontextmanager
@@ -95,7 +70,7 @@ async def test_the_keys_reach_the_server_alone() -> None:
             assert modes == [0o600, 0o700]
             assert not private.parent.exists()
             assert handle.pid
-            assert KEY not in shown("cmdline", handle.pid) + shown("environ", handle.pid)
+            assert KEY.reveal() not in shown("cmdline", handle.pid) + shown("environ", handle.pid)
             child, admin = handle.child, profile.env[ADMIN_KEY]
             assert isinstance(admin, Secret)
             as_admin = {"Authorization": f"Bearer {admin.reveal()}"}
@@ -105,7 +80,7 @@ async def test_the_keys_reach_the_server_alone() -> None:
         os.umask(umask)
     lines = "\n".join(seen.lines())
     assert "'admin_api_key': " in lines  # the server prints its keys
-    assert KEY not in lines
+    assert KEY.reveal() not in lines
     assert admin.reveal() not in lines
 
 

@@ -13,13 +13,14 @@ from system.faults.loading import LOADING
 from system.faults.ready import READY
 from system.faults.resumed import RESUMED
 from system.faults.sealed import SEALED
+from system.faults.sglang import SGLANG
 from system.faults.stopping import STOPPING
 from system.faults.vllm import VLLM
 from system.faults.warmup import WARMUP
 
 __all__ = ["MATRIX", "MOMENTS", "TOKEN", "Fault", "row"]
 
-MATRIX: tuple[Fault, ...] = (*BEFORE_SPAWN, *LOADING, *WARMUP, *READY, *SEALED, *RESUMED, *STOPPING, *VLLM)
+MATRIX: tuple[Fault, ...] = (*BEFORE_SPAWN, *LOADING, *WARMUP, *READY, *SEALED, *RESUMED, *STOPPING, *SGLANG, *VLLM)
 
 
 def row(name: str) -> Fault:
