@@ -21,6 +21,10 @@ equal to the last bit 30 times of 30, also after other requests and over a drive
 requests the tokens themselves differ there (text: with three of them; a picture: with one), and two answers beside the
 same ones may agree, so record when nothing else runs. Zeros over 1 MB in 128 of the GPU memory changed the first token.
 
+An engine that only draws (its dialect has a route for images and none for chats) is asked for a picture instead, of
+the same prompt and seed. Its pixels must be the same: FLUX.2-klein's pipeline gave equal ones each time, on a CPU
+(diffusers 0.42.1, torch 2.15, random weights) as on an H200, there also over a driver's checkpoint and restore.
+
 What 8 tokens cannot show: damage to weights that they hardly use (4 MB of zeros in the embeddings of other words moved
 them by 0.0002; experts that were not chosen), and, on engines that cannot leave their prompt cache aside for one
 request, a prefill that comes from that cache.
@@ -29,9 +33,11 @@ request, a prefill that comes from that cache.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from hooks.golden.drawing import Drawing, draw
 from hooks.golden.generation import Generation
 from hooks.http import picture
 from hooks.http.answer import BadAnswer
@@ -48,6 +54,10 @@ __all__ = ["Golden", "GoldenMismatch", "goldens"]
 
 TOLERANCE: Final = 0.01
 _PICTURE_SIDE_PX: Final = 96
+_REMEDY: Final = {  # whether it draws -> what to do about answers that are not the same
+    False: "Keep other requests away, use one slot, turn speculative decoding off, or raise the tolerance",
+    True: "Keep other requests away, take deterministic kernels, or raise the pixel_tolerance",
+}
 
 
 @dataclass(eq=False)
@@ -80,7 +90,7 @@ class _Recording:
         with_logprobs: whether log-probabilities were asked for.
     """
 
-    answer: Generation | None = None
+    answer: Generation | Drawing | None = None
     with_logprobs: bool = True
 
 
@@ -97,6 +107,8 @@ class Golden:
         max_tokens: to generate at most.
         tolerance: how far apart the log-probabilities of a token may be (natural logarithms); see above.
         seed: of the request.
+        size: of the picture, where the engine only draws.
+        pixel_tolerance: how far apart the pixels of such a picture may be in the mean, 0 to 255; 0: they are the same.
         name, deadline_s: see `Step`; " record" and " replay" are put after the name.
 
     Raises:
@@ -108,6 +120,8 @@ class Golden:
     max_tokens: int = 8
     tolerance: float = TOLERANCE
     seed: int = 1
+    size: str = "256x256"
+    pixel_tolerance: float = 0.0
     name: str = "golden text"
     deadline_s: float | None = None
     _recording: _Recording = field(default_factory=_Recording, init=False, repr=False, compare=False)
@@ -117,6 +131,8 @@ class Golden:
             ("prompt", bool(self.prompt.strip()), "not blank"),
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
             ("tolerance", self.tolerance >= 0 and math.isfinite(self.tolerance), "0 or more"),
+            ("pixel_tolerance", 0 <= self.pixel_tolerance <= 255, "from 0 to 255"),
+            ("size", re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.size) is not None, "such as 256x256"),
         ):
             require(ok, f"{self.name}.{name}", getattr(self, name), allowed)
 
@@ -154,17 +170,17 @@ class Golden:
     async def _record(self, child: Child) -> None:
         with_logprobs = True
         try:
-            first = await self._ask(child, with_logprobs)
+            first = await self._answer(child, with_logprobs)
         except BadAnswer as refusal:
             if refusal.status not in (400, 422) or "logprob" not in refusal.body.lower():
                 raise
             with_logprobs = False
-            first = await self._ask(child, with_logprobs)
-        second = await self._ask(child, with_logprobs)
-        if wrong := first.difference(second, self.tolerance):
+            first = await self._answer(child, with_logprobs)
+        second = await self._answer(child, with_logprobs)
+        if wrong := self._difference(first, second):
             reason = (
                 f"the server does not repeat itself, so an answer after the restore would prove nothing: {wrong}. "
-                "Keep other requests away, use one slot, turn speculative decoding off, or raise the tolerance"
+                f"{_REMEDY[isinstance(first, Drawing)]}"
             )
             raise _mismatch(child, reason, first, second.text)
         self._recording.answer, self._recording.with_logprobs = second, with_logprobs
@@ -174,13 +190,26 @@ class Golden:
         if recorded is None:
             raise RuntimeError(f"nothing was recorded: put the `record` of the same {self.name!r} into `before_seal`")
         try:
-            now = await self._ask(child, self._recording.with_logprobs)
+            now = await self._answer(child, self._recording.with_logprobs)
         except BadAnswer as error:
             if error.status != 200:
                 raise
             raise _mismatch(child, error.reason, recorded, error.body) from error
-        if wrong := recorded.difference(now, self.tolerance):
+        if wrong := self._difference(recorded, now):
             raise _mismatch(child, f"the answer is not the recorded one: {wrong}", recorded, now.text)
+
+    def _difference(self, old: Generation | Drawing, new: Generation | Drawing) -> str | None:
+        if isinstance(old, Generation) and isinstance(new, Generation):
+            return old.difference(new, self.tolerance)
+        if isinstance(old, Drawing) and isinstance(new, Drawing):
+            return old.difference(new, self.pixel_tolerance)
+        return "one answer is a text, the other a picture"
+
+    async def _answer(self, child: Child, with_logprobs: bool) -> Generation | Drawing:
+        dialect = child.profile.dialect
+        if dialect.chat_path is None and dialect.images_path is not None:
+            return await draw(child, self.prompt, self.size, self.seed, self.deadline_s)
+        return await self._ask(child, with_logprobs)
 
     async def _ask(self, child: Child, with_logprobs: bool) -> Generation:
         content = self.prompt if self.picture is None else picture.content(self.prompt, self.picture)
@@ -195,6 +224,6 @@ def goldens(*, mmproj: bool) -> tuple[Golden, ...]:
     return (Golden(), Golden.image()) if mmproj else (Golden(),)
 
 
-def _mismatch(child: Child, reason: str, expected: Generation, seen: str) -> GoldenMismatch:
+def _mismatch(child: Child, reason: str, expected: Generation | Drawing, seen: str) -> GoldenMismatch:
     texts = (shorten(child.redact(text)) for text in (expected.text, seen))
     return GoldenMismatch(shorten(child.redact(reason), 600), *texts)

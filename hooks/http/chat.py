@@ -11,7 +11,7 @@ from hooks.http.dialect import route
 if TYPE_CHECKING:
     from supervisor.child import Child
 
-__all__ = ["chat", "chat_body", "model_of"]
+__all__ = ["chat", "chat_body", "model_of", "smallest"]
 
 
 async def chat(
@@ -55,6 +55,24 @@ def chat_body(
         **child.profile.dialect.thinking(thinking),
         **more,
     }
+
+
+async def smallest(child: Child, prompt: str, max_tokens: int, deadline_s: float | None) -> Answer:
+    """A small generation: a chat message; an engine without chats gets its dialect's first request that generates.
+
+    Raises:
+        BadAnswer: the answer is none, or an error.
+        Unsupported: the engine has no route for either.
+    """
+    generating = child.profile.dialect.generating
+    if child.profile.dialect.chat_path is not None or not generating:
+        answer = await chat(child, prompt, max_tokens, deadline_s)
+        answer.message()
+        return answer
+    body = {"model": model_of(child), **generating[0].body}
+    answer = await ask(child, generating[0].path, body, timeout_s=deadline_s)
+    answer.data()
+    return answer
 
 
 def model_of(child: Child) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hooks.http.answer import Answer
     from supervisor.child import Child
 
-__all__ = ["Picture", "are_asked", "pictures", "size_of"]
+__all__ = ["Picture", "are_asked", "pictures", "png_chunks", "size_of"]
 
 _ROUTE: Final = "/v1/images/generations"
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
@@ -89,7 +89,7 @@ def size_of(data: bytes) -> tuple[int, int] | None:
 
 def _png_size(data: bytes) -> tuple[int, int] | None:
     """Every chunk's checksum must be right, and the pixels must unpack (https://www.w3.org/TR/png-3/)."""
-    chunks = list(_chunks(data))
+    chunks = list(png_chunks(data))
     if [kind for kind, _ in chunks[:1]] != [b"IHDR"] or [kind for kind, _ in chunks[-1:]] != [b"IEND"]:
         return None
     width, height = struct.unpack_from(">2I", chunks[0][1])
@@ -98,7 +98,8 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
     return (width, height) if width and height and len(pixels) >= height * (1 + (width + 7) // 8) else None
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and body of each chunk of a PNG file; raises zlib.error or struct.error for one that is damaged or cut."""
     at = len(_PNG)
     while at < len(data):
         length, kind = struct.unpack_from(">I4s", data, at)

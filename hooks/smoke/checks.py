@@ -15,9 +15,10 @@ import anyio
 from hooks.auth import COMMAND_LINE, AuthCheck
 from hooks.http.answer import BadAnswer
 from hooks.http.ask import ask
-from hooks.http.chat import chat_body, model_of
+from hooks.http.chat import chat_body, model_of, smallest
 from hooks.http.counters import moved, token_counters
 from hooks.http.dialect import Unsupported, read, route
+from hooks.http.images import pictures
 from hooks.http.stream import Stream, stream
 from hooks.http.text import shorten
 from hooks.warmup.steps import Image, Tools
@@ -34,6 +35,7 @@ __all__ = ["CHECKS", "Doubt", "Moot", "Passed", "repeatable"]
 _BUDGETS: Final[dict[str, int | None]] = {"0": 0, "32": 32, "unlimited": None}
 _THINKING_TOKENS: Final = 1024
 _SEED: Final = 42
+_PICTURE: Final = "256x256"
 
 T = TypeVar("T")
 
@@ -176,16 +178,31 @@ async def _stream(visit: Visit, _: object) -> Passed:
     return Passed(detail=in_words(streamed), numbers=numbers)
 
 
+async def _draw(visit: Visit, _: object) -> Passed:
+    path = route(visit, "images_path")
+    body = {"model": model_of(visit), "prompt": "a lighthouse", "n": 1, "size": _PICTURE, "response_format": "b64_json"}
+    body |= visit.profile.dialect.repeatable(_SEED)
+    began = time.monotonic()
+    (first,) = pictures(await ask(visit, path, body), body)
+    took_s = time.monotonic() - began
+    (again,) = pictures(await ask(visit, path, body), body)
+    if first != again:
+        raise Doubt("not deterministic: the same request (one seed) got two pictures")
+    seen = f"twice the same {first.kind} of {_PICTURE} (one seed), the first after {took_s:.2f} s"
+    return Passed(detail=seen, numbers={"picture_s": took_s})
+
+
 async def _metrics(visit: Visit, _: object) -> Passed:
     before = await token_counters(visit)
-    (await _chat(visit, repeatable(visit, "Count to five.", 16))).message()
+    await smallest(visit, "Count to five.", 16, None)
     if not (grown := await moved(visit, before)):
-        raise Doubt(f"a completion moved none of {', '.join(before)}: the page is not live, or another server's")
+        raise Doubt(f"a generation moved none of {', '.join(before)}: the page is not live, or another server's")
     return Passed(detail=", ".join(f"{name} +{value:g}" for name, value in grown.items()), numbers=grown)
 
 
 async def _concurrency(visit: Visit, slots: int | None) -> Passed:
     route(visit, "chat_path")  # before many ask at once
+    route(visit, "chat_path")
     slots = await _slots(visit, slots)
     done: list[Stream] = []
     failures: list[BadAnswer] = []
@@ -237,6 +254,7 @@ CHECKS: Final[dict[str, Callable[[Visit, int | None], Awaitable[Passed]]]] = {
     "tools": _tools,
     "responses": _responses,
     "stream": _stream,
+    "draw": _draw,
     "metrics": _metrics,
     "concurrency": _concurrency,
 }

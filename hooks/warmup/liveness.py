@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hooks.http.ask import ask
+from hooks.warmup.draw import Draw
 from hooks.warmup.request_file import RawJson
 from hooks.warmup.steps import Image, Ping, Text, Thinking, Tools
 
@@ -55,9 +56,9 @@ class Repeat:
 def liveness_after(warmups: Sequence[Step]) -> tuple[Step, ...]:
     """The watchdog's inference for a server that has passed these warmups: it asks for nothing that they did not prove.
 
-    `Ping` after a chat, a file's request again after a file for another route, nothing after other Steps.
+    `Ping` after a chat or a drawing, a file's request again after a file for another route, nothing after other Steps.
     """
     for step in warmups:
-        if isinstance(step, Text | Thinking | Image | Tools) or (isinstance(step, RawJson) and step.is_chat):
+        if isinstance(step, Text | Thinking | Image | Tools | Draw) or (isinstance(step, RawJson) and step.is_chat):
             return (Ping(),)
     return tuple(Repeat(request=step) for step in warmups if isinstance(step, RawJson))[:1]

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from hooks.http import picture
-from hooks.http.chat import chat
+from hooks.http.chat import chat, smallest
+from hooks.warmup.draw import Draw
 from hooks.warmup.request_file import RawJson
 from supervisor.errors import ProfileError
 
@@ -71,7 +72,8 @@ class Ping:
     """A tiny inference for the watchdog: the engine took a request and finished it without an error.
 
     The content may be blank, unlike that of `Text`: one token is a line break or an end of turn on a healthy model
-    often enough, and a watchdog that took it for a hang would kill servers that work.
+    often enough, and a watchdog that took it for a hang would kill servers that work. An engine without chats gets the
+    first request of its dialect's that generates.
 
     Attributes:
         prompt: what the user says.
@@ -89,7 +91,7 @@ class Ping:
 
     async def __call__(self, child: Child) -> None:
         """Ask once and verify."""
-        (await chat(child, self.prompt, self.max_tokens, self.deadline_s)).message()
+        await smallest(child, self.prompt, self.max_tokens, self.deadline_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,17 +178,23 @@ class Tools:
 
 
 def parse(name_or_path: str) -> Step:
-    """The Step that a word of the command line means: text, thinking, image, tools, or the path of a JSON file.
+    """The Step that a word of the command line means: text, thinking, image, tools, draw, or the path of a JSON file.
 
     Raises:
         ProfileError: neither a known word nor a file that `RawJson` takes.
     """
-    steps: dict[str, Callable[[], Step]] = {"text": Text, "thinking": Thinking, "image": Image, "tools": Tools}
+    steps: dict[str, Callable[[], Step]] = {
+        "text": Text,
+        "thinking": Thinking,
+        "image": Image,
+        "tools": Tools,
+        "draw": Draw,
+    }
     if name_or_path in steps:
         return steps[name_or_path]()
     if os.sep in name_or_path or name_or_path.endswith(".json") or os.path.isfile(name_or_path):  # noqa: PTH113
         return RawJson(path=name_or_path)
-    allowed = "text, thinking, image, tools, or the path of a file that holds a request as JSON"
+    allowed = "text, thinking, image, tools, draw, or the path of a file that holds a request as JSON"
     raise ProfileError(field="warmup", value=name_or_path, allowed=allowed)
 
 

@@ -51,8 +51,9 @@ _SPOKEN: Final = {
 def smoke(out: TextIO | None, **given: Any) -> int:
     """Check that the endpoint at URL is closed to strangers and that every path of it works.
 
-    Checks: auth, model, text, thinking, image, tools, responses, stream, metrics, concurrency, wake. While a container
-    comes up, 503s and refused connections are retried until the deadline. The key is sent as Authorization: Bearer.
+    Checks: auth, model, text, thinking, image, tools, responses, stream, draw, metrics, concurrency, wake. While a
+    container comes up, 503s and refused connections are retried until the deadline. The key is sent as
+    Authorization: Bearer.
 
     Exit codes: 0 all good; 2 bad arguments; 3 the endpoint never answered; 4 a check failed.
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from hooks.golden.generation import Generation
 from hooks.golden.step import Golden, GoldenMismatch
 from hooks.warmup.steps import Text
 from supervisor import Daemon, Hooks, Profile, Restart, State, Supervised, Timeouts, supervise
@@ -155,7 +156,7 @@ def test_damaged_weights_are_found_on_a_real_engine(model: Path, tmp_path: Path)
             daemon.resume()
     assert points(seen).count(("after_resume", "exact replay")) == 2
     recording = golden._recording.answer
-    assert recording
+    assert isinstance(recording, Generation)
     assert len(recording.tokens) == 8
     damaged = tmp_path / "damaged.gguf"
     shutil.copyfile(model, damaged)

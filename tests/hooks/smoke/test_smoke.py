@@ -30,8 +30,7 @@ async def test_a_working_endpoint_passes_everything() -> None:
         report = await smoke(endpoint_of(child, url=f"{child.url}/v1/"), Options(), on_start=started.append)
     assert [(row.name, row.outcome) for row in report.rows] == [
         ("wait", "ok"),
-        *((name, "ok") for name in NAMES if name != "wake"),
-        ("wake", "skipped"),
+        *((name, "skipped" if name in ("draw", "wake") else "ok") for name in NAMES),
     ]
     assert started == ["wait", *(name for name in NAMES if name != "wake")]
     assert (report.ok, report.answered, report.model) == (True, True, "m")
@@ -46,8 +45,20 @@ async def test_a_working_endpoint_passes_everything() -> None:
 
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any], set[str], str, str]] = {
     "open": (("--open",), {}, {"auth"}, "auth", "open to everybody.*POST /v1/chat/completions without a key: HTTP 200"),
-    "key refused": (("--reject-key",), {}, set(NAMES) - {"wake"}, "auth", "refuses the key of --api-key-env.*HTTP 401"),
-    "other key": ((), {"api_key": Secret("not-it")}, set(NAMES) - {"wake"}, "text", "HTTP 401.*Invalid API Key"),
+    "key refused": (
+        ("--reject-key",),
+        {},
+        set(NAMES) - {"draw", "wake"},
+        "auth",
+        "refuses the key of --api-key-env.*HTTP 401",
+    ),
+    "other key": (
+        (),
+        {"api_key": Secret("not-it")},
+        set(NAMES) - {"draw", "wake"},
+        "text",
+        "HTTP 401.*Invalid API Key",
+    ),
     "other model": (("--alias", "b"), {"model": "a"}, {"model"}, "model", "the endpoint serves 'b', not 'a'"),
     "no model": (("--router",), {}, GENERATING | {"model"}, "model", 'models lists no model .*"data": \\[\\]'),
     "hang": (("--hang-completions",), {"timeout_s": 0.2}, GENERATING, "text", "no answer came for 0.2 s.*: no answer"),
@@ -180,7 +191,7 @@ async def test_counters_that_stand_still() -> None:
 
     with running_raw(answer) as child:
         report = await smoke(endpoint_of(child), Options(only=("metrics",)))
-    assert "a completion moved none of llamacpp:prompt_tokens_total" in row_of(report, "metrics").detail
+    assert "a generation moved none of llamacpp:prompt_tokens_total" in row_of(report, "metrics").detail
 
 
 # ------------------------------------------------------------------------------------------------ engines

@@ -289,7 +289,9 @@ def test_words_become_steps(tmp_path: Path) -> None:
     """The words of the command line give their Steps, a path gives the file's, the rest is refused with the choice."""
     assert [parse(word) for word in ("text", "thinking", "image", "tools")] == [Text(), Thinking(), Image(), Tools()]
     assert parse(str(saved(tmp_path, '{"messages": [{}]}'))).name == "request.json"
-    with pytest.raises(ProfileError, match=r"^warmup='txt' .* text, thinking, image, tools, or the path of a file"):
+    with pytest.raises(
+        ProfileError, match=r"^warmup='txt' .* text, thinking, image, tools, draw, or the path of a file"
+    ):
         parse("txt")
     with pytest.raises(ProfileError, match=r"can be read \(No such file"):
         parse("missing.json")
