@@ -159,7 +159,7 @@ VLLM: Final = Dialect(
     metrics_hint="vllm serve must not be started with --disable-log-stats, which takes the counters away",
     weight_files=weight_files,
     no_mmap_hint="have vLLM read its weights: --safetensors-load-strategy eager, or --load-format with another loader",
-    io_uring_hint="vLLM 0.32 has no option for another event loop than uvloop",
+    io_uring_hint='have vLLM run on asyncio\'s own event loop instead of uvloop: Vllm(event_loop="asyncio")',
     out_of_memory=OUT_OF_MEMORY,
 )
 """How vLLM speaks; `open_paths` are those of a server without our guard."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from supervisor.engines.vllm import flags
 from supervisor.engines.vllm.closed_routes import GUARD, GUARD_FOLDER, ClosedRoutes
@@ -50,6 +50,7 @@ SNAPSHOT_ENV: Final[Mapping[str, str]] = MappingProxyType(
 TAIL_LINES: Final = 40
 TAIL_ERRORS: Final = 20  # the last lines of a crash are noise of its interpreter's end; the error stands above
 GRACE_S: Final = 20.0  # its processes wait for each other: seen 0.4 to 2.3 s, without requests in flight
+LOOP_FOLDER: Final = Path(__file__).parent / "event_loop"
 DEV_MODE: Final = "VLLM_SERVER_DEV_MODE"
 _COUNTS: Final = ("tensor_parallel_size", "pipeline_parallel_size", "max_model_len", "max_num_seqs")
 _OURS: Final = (guard.ADMIN_KEY, guard.OPEN_ACCESS)
@@ -78,6 +79,8 @@ class Vllm:
         enforce_eager: no CUDA graphs: starts sooner, answers slower.
         sleep: at which level the engine sleeps while it is sealed: 1 keeps the weights in host memory, 2 drops them
             and reads their files again. None: it stays awake.
+        event_loop: `asyncio` keeps uvloop out, which sets up an io_uring on bare Linux, and no snapshot of processes
+            holds one; it answers a little slower. None: vLLM's own choice, which is uvloop.
         config: a YAML file of vLLM's, `.yaml` or `.yml`; a key that belongs to a setting that is given is refused.
         shutdown_timeout_s: for how long a stop waits for the requests in flight; the grace period grows by it.
         api_key: travels in the environment, never in argv.
@@ -106,6 +109,7 @@ class Vllm:
     load_format: str | None = None
     enforce_eager: bool = False
     sleep: Level | None = None
+    event_loop: Literal["asyncio"] | None = None
     config: Path | None = None
     shutdown_timeout_s: int | None = None
     api_key: Secret | None = None
@@ -136,6 +140,7 @@ class Vllm:
             value = getattr(self, part)
             require(value is None or bool(value.strip()), part, value, "a name that vllm serve --help=all lists")
         require(self.sleep in (None, 1, 2), "sleep", self.sleep, "1, 2 or None")
+        require(self.event_loop in (None, "asyncio"), "event_loop", self.event_loop, "'asyncio' or None")
         wait_s = self.shutdown_timeout_s
         require(wait_s is None or 0 <= wait_s <= 3000, "shutdown_timeout_s", wait_s, "seconds from 0 to 3000")
         if self.config is not None:
@@ -235,9 +240,15 @@ class Vllm:
     def _variables(self) -> dict[str, str | Secret]:
         own: dict[str, str | Secret] = {**SNAPSHOT_ENV, **self.env, DEV_MODE: "0" if self.sleep is None else "1"}
         if self.guarded:
-            users = self.env.get("PYTHONPATH")
-            own["PYTHONPATH"] = os.pathsep.join((str(GUARD_FOLDER), *((users,) if isinstance(users, str) else ())))
             own[guard.OPEN_ACCESS] = "1" if self.api_key is None else "0"
+        users = self.env.get("PYTHONPATH")
+        path = (
+            *((str(GUARD_FOLDER),) if self.guarded else ()),
+            *((str(LOOP_FOLDER),) if self.event_loop else ()),
+            *((users,) if isinstance(users, str) and users else ()),
+        )
+        if path:
+            own["PYTHONPATH"] = os.pathsep.join(path)
         if self.sleep is not None:
             own[guard.ADMIN_KEY] = Secret(secrets.token_urlsafe(32))
         return own

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from supervisor.engines.vllm import VLLM, Vllm, parse_line
 from supervisor.engines.vllm.closed_routes import GUARD, GUARD_FOLDER
 from supervisor.engines.vllm.flags import OWNED, flag_of
 from supervisor.engines.vllm.guard.warmboot_vllm_guard import ADMIN_KEY, OPEN_ACCESS
-from supervisor.engines.vllm.server import SNAPSHOT_ENV
+from supervisor.engines.vllm.server import LOOP_FOLDER, SNAPSHOT_ENV
 from supervisor.errors import ProfileError, UnsupportedFlag
 from supervisor.profile import Liveness, Stop
 from supervisor.redact import Secret
@@ -125,6 +127,21 @@ def test_the_key_travels_in_the_environment() -> None:
     assert profile.env["VLLM_SERVER_DEV_MODE"] == "0"
 
 
+def test_asyncio_instead_of_uvloop() -> None:
+    """vLLM's `uvloop.run` runs asyncio's own loop where that is asked for, and opens no io_uring."""
+    path = str(settings(event_loop="asyncio").profile(KNOWN).env["PYTHONPATH"])
+    assert path == str(LOOP_FOLDER)
+    assert [entry.name for entry in LOOP_FOLDER.iterdir() if entry.name != "__pycache__"] == ["uvloop.py"]
+    both = settings(event_loop="asyncio", sleep=1, env={"PYTHONPATH": "/x"}).profile(KNOWN).env["PYTHONPATH"]
+    assert both == os.pathsep.join((str(GUARD_FOLDER), path, "/x"))
+    program = (
+        "import asyncio, uvloop\nasync def loop(): return type(asyncio.get_running_loop())\nprint(uvloop.run(loop()))"
+    )
+    env = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run((sys.executable, "-S", "-c", program), env=env, check=True, capture_output=True, text=True)
+    assert "asyncio.unix_events" in done.stdout
+
+
 def test_sleep_makes_an_administration_with_a_key_of_its_own() -> None:
     """Development routes are open only where a guard with a fresh key stands before them."""
     server = settings(sleep=2, open_access=True)
@@ -164,6 +181,7 @@ def test_a_build_without_middleware_is_refused(given: dict[str, Any], field: str
         ({"gpu_memory_utilization": 0}, "gpu_memory_utilization"),
         ({"dtype": ""}, "dtype"),
         ({"sleep": 3}, "sleep"),
+        ({"event_loop": "uvloop"}, "event_loop"),
         ({"config": "x.json"}, "config"),
         ({"shutdown_timeout_s": -1}, "shutdown_timeout_s"),
         ({"api_key": "plain"}, "api_key"),
