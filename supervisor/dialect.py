@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 __all__ = [
     "Dialect",
     "Fields",
+    "ModelState",
     "Reading",
     "Request",
     "no_fields",
@@ -55,6 +56,25 @@ class Request:
 
     path: str
     body: Fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelState:
+    """What an engine that holds several models says of one of them.
+
+    Attributes:
+        value: `asleep` and `unloaded` are no errors: the next request may load the model again. `failed`: its process
+            ended by itself.
+        lost: it stays as it is until somebody mends it, so that requests for it are refused or fail.
+        detail: more of it in words, such as an exit code.
+    """
+
+    value: Literal["loading", "loaded", "asleep", "unloaded", "failed"]
+    lost: bool = False
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value} ({self.detail})" if self.detail else self.value
 
 
 def no_fields(*_: object) -> Fields:
@@ -118,6 +138,7 @@ class Dialect:
         owned_by: what the engine's own model list gives as `owned_by`, by which an endpoint's engine is recognised.
         health_infers: a health probe costs an inference.
         models: the names of the models that are loaded.
+        states: for an engine that holds several models: what each is doing, by name and alias.
         chat_path, completions_path, responses_path, images_path: OpenAI's routes, where the engine has them.
         generating: requests that make the engine generate; each must refuse strangers.
         open_paths: routes that answer without a key by design.
@@ -149,6 +170,7 @@ class Dialect:
     models: Reading[tuple[str, ...]] | None = field(
         default_factory=lambda: Reading(path="/v1/models", read=openai_models)
     )
+    states: Reading[Mapping[str, ModelState]] | None = None
     chat_path: str | None = "/v1/chat/completions"
     completions_path: str | None = "/v1/completions"
     responses_path: str | None = "/v1/responses"

@@ -44,7 +44,9 @@ class Health:
         path: polled with GET.
         accept: judges status *and* body; the default takes any of 200 to 299.
         model_id: the model's name for clients; the dialect's list of models must have it before the server counts as
-            up. None: not checked.
+            up. None: not checked. An engine that holds several may load it at the first request.
+        must_load: models that such an engine must have loaded before it counts as up. One that failed to load ends the
+            wait at once; one that is lost later (see `ModelState`) is a failed check of the watchdog's.
         ready_pattern: a log line that matches makes the next probe happen at once; never proof by itself.
         poll_min_s, poll_max_s: probes start at the first interval and slow down to the second; None: to 0.045 without a
             `ready_pattern`, to 0.5 with one, because then the log line wakes the poll (20 probes a second cost 3 to
@@ -57,6 +59,7 @@ class Health:
     path: str = "/health"
     accept: Accept = accept_2xx
     model_id: str | None = None
+    must_load: tuple[str, ...] = ()
     ready_pattern: str | None = None
     poll_min_s: float = 0.01
     poll_max_s: float | None = None
@@ -68,6 +71,9 @@ class Health:
         require(callable(self.accept), "health.accept", self.accept, "a function of status and body")
         named = self.model_id is None or (isinstance(self.model_id, str) and bool(self.model_id.strip()))
         require(named, "health.model_id", self.model_id, "not blank")
+        object.__setattr__(self, "must_load", tuple(checks.items("health.must_load", self.must_load)))
+        names = all(isinstance(name, str) and name.strip() for name in self.must_load)
+        require(names, "health.must_load", self.must_load, "names of models")
         checks.pattern("health.ready_pattern", self.ready_pattern)
         checks.seconds("health.poll_min_s", self.poll_min_s, high=60)
         slowest_s = self.slowest_poll_s

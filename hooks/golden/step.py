@@ -109,6 +109,7 @@ class Golden:
         seed: of the request.
         size: of the picture, where the engine only draws.
         pixel_tolerance: how far apart the pixels of such a picture may be in the mean, 0 to 255; 0: they are the same.
+        model: the name to ask for, where the server has several; None: the profile's.
         name, deadline_s: see `Step`; " record" and " replay" are put after the name.
 
     Raises:
@@ -122,6 +123,7 @@ class Golden:
     seed: int = 1
     size: str = "256x256"
     pixel_tolerance: float = 0.0
+    model: str | None = None
     name: str = "golden text"
     deadline_s: float | None = None
     _recording: _Recording = field(default_factory=_Recording, init=False, repr=False, compare=False)
@@ -216,7 +218,7 @@ class Golden:
         more = dict(child.profile.dialect.repeatable(self.seed))
         if with_logprobs:
             more |= {"logprobs": True, "top_logprobs": 1}
-        return Generation.read(await chat(child, content, self.max_tokens, self.deadline_s, **more))
+        return Generation.read(await chat(child, content, self.max_tokens, self.deadline_s, model=self.model, **more))
 
 
 def goldens(*, mmproj: bool) -> tuple[Golden, ...]:

@@ -20,6 +20,7 @@ async def chat(
     max_tokens: int,
     deadline_s: float | None,
     *,
+    model: str | None = None,
     thinking: bool = False,
     **more: Any,
 ) -> Answer:
@@ -30,6 +31,7 @@ async def chat(
         content: the words, or parts as `hooks.http.picture.content` makes them.
         max_tokens: to generate at most.
         deadline_s: of each network operation; None: the profile's `timeouts.step_s`.
+        model: the name to ask for; None: the profile's.
         thinking: whether the chat template may turn thinking on.
         more: fields of the request in addition.
 
@@ -38,6 +40,8 @@ async def chat(
         Unsupported: the engine has no chat route.
     """
     path = route(child, "chat_path")
+    if model is not None:
+        more["model"] = model
     return await ask(
         child, path, chat_body(child, content, max_tokens, thinking=thinking, **more), timeout_s=deadline_s
     )
@@ -57,8 +61,12 @@ def chat_body(
     }
 
 
-async def smallest(child: Child, prompt: str, max_tokens: int, deadline_s: float | None) -> Answer:
+async def smallest(
+    child: Child, prompt: str, max_tokens: int, deadline_s: float | None, *, model: str | None = None
+) -> Answer:
     """A small generation: a chat message; an engine without chats gets its dialect's first request that generates.
+
+    Args: see `chat`.
 
     Raises:
         BadAnswer: the answer is none, or an error.
@@ -66,10 +74,10 @@ async def smallest(child: Child, prompt: str, max_tokens: int, deadline_s: float
     """
     generating = child.profile.dialect.generating
     if child.profile.dialect.chat_path is not None or not generating:
-        answer = await chat(child, prompt, max_tokens, deadline_s)
+        answer = await chat(child, prompt, max_tokens, deadline_s, model=model)
         answer.message()
         return answer
-    body = {"model": model_of(child), **generating[0].body}
+    body = {"model": model or model_of(child), **generating[0].body}
     answer = await ask(child, generating[0].path, body, timeout_s=deadline_s)
     answer.data()
     return answer

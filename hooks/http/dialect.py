@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from supervisor.child import Child
     from supervisor.dialect import Dialect, Reading
 
-__all__ = ["Unsupported", "loading_words", "read", "route"]
+__all__ = ["Unsupported", "loading_words", "read", "route", "sleeps"]
 
 T = TypeVar("T")
 
@@ -52,3 +52,14 @@ async def read(child: Child, reading: Reading[T], *, timeout_s: float | None = N
     """
     answer = await ask(child, reading.path, timeout_s=timeout_s)
     return reading.read(answer.body) if answer.status == 200 else None
+
+
+async def sleeps(child: Child, model: str) -> bool:
+    """Whether an engine that holds several models says that this one is asleep; False: it does not, or does not tell.
+
+    Raises:
+        BadAnswer: no answer came.
+    """
+    reading = child.profile.dialect.states
+    states = await read(child, reading) if reading else None
+    return bool(states and model in states and states[model].value == "asleep")

@@ -60,5 +60,5 @@ def liveness_after(warmups: Sequence[Step]) -> tuple[Step, ...]:
     """
     for step in warmups:
         if isinstance(step, Text | Thinking | Image | Tools | Draw) or (isinstance(step, RawJson) and step.is_chat):
-            return (Ping(),)
+            return (Ping(model=getattr(step, "model", None)),)
     return tuple(Repeat(request=step) for step in warmups if isinstance(step, RawJson))[:1]

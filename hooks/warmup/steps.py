@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from hooks.http import picture
-from hooks.http.chat import chat, smallest
+from hooks.http.chat import chat, model_of, smallest
+from hooks.http.dialect import sleeps
 from hooks.warmup.draw import Draw
 from hooks.warmup.request_file import RawJson
 from supervisor.errors import ProfileError
@@ -51,11 +52,13 @@ class Text:
     Attributes:
         prompt: what the user says.
         max_tokens: to generate at most.
+        model: the name to ask for, where the server has several; None: the profile's.
         name, deadline_s: see `Step`.
     """
 
     prompt: str = "Reply with the word OK."
     max_tokens: int = 8
+    model: str | None = None
     name: str = "text"
     deadline_s: float | None = None
 
@@ -64,7 +67,7 @@ class Text:
 
     async def __call__(self, child: Child) -> None:
         """Ask once and verify."""
-        (await chat(child, self.prompt, self.max_tokens, self.deadline_s)).content()
+        (await chat(child, self.prompt, self.max_tokens, self.deadline_s, model=self.model)).content()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,16 +76,19 @@ class Ping:
 
     The content may be blank, unlike that of `Text`: one token is a line break or an end of turn on a healthy model
     often enough, and a watchdog that took it for a hang would kill servers that work. An engine without chats gets the
-    first request of its dialect's that generates.
+    first request of its dialect's that generates. A model that the engine says is asleep, one of several, is not asked:
+    that would wake it.
 
     Attributes:
         prompt: what the user says.
         max_tokens: to generate at most.
+        model: the name to ask for, where the server has several; None: the profile's.
         name, deadline_s: see `Step`.
     """
 
     prompt: str = "Hi"
     max_tokens: int = 1
+    model: str | None = None
     name: str = "ping"
     deadline_s: float | None = None
 
@@ -90,8 +96,9 @@ class Ping:
         _check(self.name, self.prompt, self.max_tokens)
 
     async def __call__(self, child: Child) -> None:
-        """Ask once and verify."""
-        await smallest(child, self.prompt, self.max_tokens, self.deadline_s)
+        """Ask once and verify, unless the model sleeps."""
+        if not await sleeps(child, self.model or model_of(child)):
+            await smallest(child, self.prompt, self.max_tokens, self.deadline_s, model=self.model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,11 +111,13 @@ class Thinking:
     Attributes:
         prompt: what the user says.
         max_tokens: to generate at most, thoughts included.
+        model: the name to ask for, where the server has several; None: the profile's.
         name, deadline_s: see `Step`.
     """
 
     prompt: str = "Which is larger, 9.11 or 9.9? Think briefly."
     max_tokens: int = 128
+    model: str | None = None
     name: str = "thinking"
     deadline_s: float | None = None
 
@@ -117,7 +126,7 @@ class Thinking:
 
     async def __call__(self, child: Child) -> None:
         """Ask once and verify."""
-        (await chat(child, self.prompt, self.max_tokens, self.deadline_s, thinking=True)).written()
+        (await chat(child, self.prompt, self.max_tokens, self.deadline_s, model=self.model, thinking=True)).written()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,12 +137,14 @@ class Image:
         prompt: what the user says about the picture.
         max_tokens: to generate at most.
         side_px: width and height of the picture; towers refuse pictures smaller than a patch (28 px at most).
+        model: the name to ask for, where the server has several; None: the profile's.
         name, deadline_s: see `Step`.
     """
 
     prompt: str = "What colour is this picture? One word."
     max_tokens: int = 16
     side_px: int = 64
+    model: str | None = None
     name: str = "image"
     deadline_s: float | None = None
 
@@ -145,7 +156,7 @@ class Image:
     async def __call__(self, child: Child) -> None:
         """Ask once and verify."""
         content = picture.content(self.prompt, picture.red_square(self.side_px))
-        (await chat(child, content, self.max_tokens, self.deadline_s)).content()
+        (await chat(child, content, self.max_tokens, self.deadline_s, model=self.model)).content()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,11 +166,13 @@ class Tools:
     Attributes:
         prompt: what the user says; the tool is `get_weather(city)`, and calling it is required.
         max_tokens: to generate at most.
+        model: the name to ask for, where the server has several; None: the profile's.
         name, deadline_s: see `Step`.
     """
 
     prompt: str = "What is the weather in Paris?"
     max_tokens: int = 96
+    model: str | None = None
     name: str = "tools"
     deadline_s: float | None = None
 
@@ -169,7 +182,7 @@ class Tools:
     async def __call__(self, child: Child) -> None:
         """Ask once and verify."""
         more: dict[str, Any] = {"tools": [_TOOL], "tool_choice": "required"}
-        answer = await chat(child, self.prompt, self.max_tokens, self.deadline_s, **more)
+        answer = await chat(child, self.prompt, self.max_tokens, self.deadline_s, model=self.model, **more)
         calls = answer.message().get("tool_calls")
         if not isinstance(calls, list) or not calls:
             raise answer.bad(f"the message has no tool_calls, though one was required{answer.hint()}")

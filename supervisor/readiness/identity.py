@@ -74,9 +74,11 @@ async def check_model(client: httpx.AsyncClient, child: Child) -> NotUp | None:
     """Make sure that the server lists the profile's model, if the profile names one and the engine lists its models.
 
     Raises:
-        WrongModel: it lists others, or none, or refuses to tell.
+        WrongModel: it lists others, or none, or refuses to tell; or a model that must be loaded failed to load.
     """
     wanted, models = child.profile.health.model_id, child.profile.dialect.models
+    if child.profile.dialect.states is not None:
+        return await _check_states(client, child)
     if wanted is None or models is None:
         return None
     answer = await get(client, child, models.path)
@@ -94,3 +96,43 @@ async def check_model(client: httpx.AsyncClient, child: Child) -> NotUp | None:
     else:
         seen = f"it lists {', '.join(map(repr, sorted(names))) or 'no model'}"
     raise WrongModel(wanted=wanted, seen=child.redact(seen), waited_s=0.0)
+
+
+async def lost_model(client: httpx.AsyncClient, child: Child) -> NotUp | None:
+    """A model that must be loaded and stays lost; None: there is none, or the engine does not tell."""
+    states, must_load = child.profile.dialect.states, child.profile.health.must_load
+    if states is None or not must_load:
+        return None
+    answer = await get(client, child, states.path)
+    if isinstance(answer, NotUp):
+        return answer
+    found = (states.read(answer[1]) if answer[0] == 200 else None) or {}
+    for name in must_load:
+        if (state := found.get(name)) and state.lost:
+            return NotUp(why=Why.BROKEN, detail=child.redact(f"the model {name!r} must be loaded: it is {state}"))
+    return None
+
+
+async def _check_states(client: httpx.AsyncClient, child: Child) -> NotUp | None:
+    """`check_model` of an engine that holds several: each wanted model is known, none failed, the needed are loaded."""
+    states, health = child.profile.dialect.states, child.profile.health
+    assert states
+    wanted = tuple(dict.fromkeys((*([health.model_id] if health.model_id else []), *health.must_load)))
+    if not wanted:
+        return None
+    answer = await get(client, child, states.path)
+    if isinstance(answer, NotUp):
+        return NotUp(why=answer.why, detail=f"{states.path}: {answer.detail}")
+    if answer[0] != 200:
+        return NotUp(why=Why.NOT_YET, detail=f"{states.path}: HTTP {answer[0]}")
+    found = states.read(answer[1]) or {}
+    for name in wanted:
+        if (state := found.get(name)) is None:
+            seen = f"it knows {', '.join(map(repr, sorted(found))) or 'no model'}"
+        elif state.value == "failed":
+            seen = f"it is {state}"
+        else:
+            continue
+        raise WrongModel(wanted=name, seen=child.redact(seen), waited_s=0.0)
+    late = [f"{name!r} is {found[name]}" for name in health.must_load if found[name].value in ("loading", "unloaded")]
+    return NotUp(why=Why.NOT_YET, detail=child.redact(f"the model {', '.join(late)}")) if late else None

@@ -20,7 +20,7 @@ import anyio
 from supervisor.child import Child
 from supervisor.linux import listeners, processes, usage
 from supervisor.linux.exhaustion import look
-from supervisor.readiness.identity import foreign_owner
+from supervisor.readiness.identity import foreign_owner, lost_model
 from supervisor.readiness.probe import NotUp, Why, get_text, probe
 from supervisor.steps import Step
 
@@ -78,7 +78,7 @@ class Watchdog:
         while True:
             await anyio.sleep(liveness.period_s)
             async with self.child.client(timeout_s=self.child.profile.timeouts.probe_s) as client:
-                failure = await probe(client, self.child)
+                failure = await probe(client, self.child) or await lost_model(client, self.child)
             checks += 1
             was, used = used, await _usage(session)
             if failure is not None and failure.why is Why.TIMED_OUT and _worked(was, used):

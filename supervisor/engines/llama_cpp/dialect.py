@@ -35,6 +35,8 @@ OUT_OF_MEMORY: Final = (
 
 LETTERS: Final[dict[str, Level]] = {"T": "debug", "D": "debug", "I": "info", "W": "warning", "E": "error"}
 _LOG_LINE: Final = re.compile(r"^\d+\.\d\d\.\d{3}\.\d{3} ([A-Z]) (.*)$", re.DOTALL)
+# The router writes a model's lines with the model's port before them.
+_OF_A_MODEL: Final = re.compile(r"^(\[ *\d+\] )(.+)$", re.DOTALL)
 _SHARD: Final = re.compile(r"^(.*)-\d{5}-of-(\d{5})\.gguf$")
 
 
@@ -52,6 +54,9 @@ def accept(status: int, body: str) -> str | None:
 
 def parse_line(line: str) -> tuple[Level, str]:
     """Read `0.00.005.647 I srv  init: ...`: the letter is the level, the time stamp goes; JSON lines as they are."""
+    if match := _OF_A_MODEL.match(line):
+        level, text = parse_line(match[2])
+        return level, match[1] + text
     if match := _LOG_LINE.match(line):
         return LETTERS.get(match[1], "info"), match[2]
     if line.startswith("error"):  # what the argument parser complains of carries no prefix

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from supervisor.engines.base import EngineKind
 from supervisor.engines.llama_cpp.dialect import COUNTERS, LLAMA_CPP, READY, accept, parse_line
+from supervisor.engines.llama_cpp.router_dialect import ROUTER, is_router
 from supervisor.engines.llama_cpp.server import TAIL_LINES, rarer
 from supervisor.profile import accept_2xx
 
@@ -26,11 +27,12 @@ def runs(argv: Sequence[str]) -> bool:
 
 
 def adopt(profile: Profile) -> Profile:
-    """Return the profile with llama-server's health body, log lines and counters."""
+    """Return the profile with llama-server's health body, log lines and counters; or as a router, without a model."""
     health, liveness = profile.health, profile.liveness
     if health.path == "/health" and health.accept is accept_2xx:
         health = replace(health, accept=accept)
-    if liveness.counters_path is None and "--metrics" in profile.command:
+    router = is_router(profile.command, profile.env)
+    if liveness.counters_path is None and "--metrics" in profile.command and not router:
         liveness = replace(liveness, counters_path="/metrics", counters_pattern=COUNTERS)
     liveness = rarer(liveness, _idle_s(profile.command))
     return replace(
@@ -39,7 +41,7 @@ def adopt(profile: Profile) -> Profile:
         liveness=liveness,
         logs=replace(profile.logs, parse=parse_line, tail_lines=max(profile.logs.tail_lines, TAIL_LINES)),
         api_key_env=profile.api_key_env or "LLAMA_API_KEY",
-        dialect=LLAMA_CPP,
+        dialect=ROUTER if router else LLAMA_CPP,
     )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from supervisor.dialect import Dialect
     from supervisor.engines.help_flags import Binary
 
-__all__ = ["TAIL_LINES", "LlamaServer", "rarer"]
+__all__ = ["INHERITED", "TAIL_LINES", "LlamaServer", "check_environment", "check_key", "rarer"]
 
 _BARE: Final = ("jinja", "metrics", "load", "api_key")
 _VALUED: Final = {setting: flags.split()[0] for setting, flags in OWNED.items() if setting not in _BARE}
@@ -34,9 +34,35 @@ _COUNTS: Final = {  # setting -> lowest value
     **dict.fromkeys(("gpu_layers", "cache_ram_mib"), 0),
 }
 TAIL_LINES: Final = 60  # the backtrace of an abort in CUDA alone has more than 20
+INHERITED: Final = (
+    *("PATH", "HOME", "USER", "LANG", "LC_*", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHON*"),
+    *("LD_LIBRARY_PATH", "CUDA_*", "NVIDIA_*", "GGML_*", "OMP_*"),
+)
+"""The host's variables that a llama-server gets unless its settings say otherwise."""
 _REQUIRED: Final = ("ctx_size", "slots")
 _HIDDEN: Final = ("LLAMA_API_KEY", "LLAMA_ARG_MODEL", "LLAMA_ARG_LOAD_MODE")
 _ARG_VARIABLES: Final = "free of LLAMA_ARG_* variables, which set flags that this command line does not show"
+
+
+def check_key(api_key: Secret | None, *, open_access: bool) -> None:
+    """Raise ProfileError for a key that llama-server would not take as it is."""
+    keyed = api_key is None or isinstance(api_key, Secret)
+    require(keyed, "api_key", MASK, "a Secret, or None")  # the value stays out of the message
+    if api_key:
+        # The server would read two keys out of one, and refuse the one that clients send.
+        require("," not in api_key.reveal(), "api_key", api_key, "a key without commas")
+        require(not open_access, "open_access", True, "False when an api_key is set")
+
+
+def check_environment(env: Mapping[str, str | Secret], inherit_env: tuple[str, ...]) -> None:
+    """Raise ProfileError for variables that would set flags or the key past the settings."""
+    for variable in env:
+        require(variable != "LLAMA_API_KEY", "env", variable, "given as api_key, which probes and Steps then send")
+        sets_flag = variable.startswith("LLAMA_ARG_")
+        require(not sets_flag, "env", variable, f"{_ARG_VARIABLES}; use the setting or extra_args")
+    for pattern in inherit_env:
+        hidden = pattern.startswith("LLAMA_ARG_") or any(fnmatchcase(name, pattern) for name in _HIDDEN)
+        require(not hidden, "inherit_env", pattern, f"too narrow for LLAMA_API_KEY, and {_ARG_VARIABLES}")
 
 
 def rarer(liveness: Liveness, sleep_idle_s: int | None) -> Liveness:
@@ -101,10 +127,7 @@ class LlamaServer:
     api_key: Secret | None = None
     open_access: bool = False
     env: Mapping[str, str | Secret] = field(default_factory=dict)
-    inherit_env: tuple[str, ...] = (
-        *("PATH", "HOME", "USER", "LANG", "LC_*", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHON*"),
-        *("LD_LIBRARY_PATH", "CUDA_*", "NVIDIA_*", "GGML_*", "OMP_*"),
-    )
+    inherit_env: tuple[str, ...] = INHERITED
     extra_args: tuple[str, ...] = ()
     timeouts: Timeouts | None = None
     stop: Stop | None = None
@@ -129,19 +152,8 @@ class LlamaServer:
             require(value is None or value.isidentifier(), part, value, "the name of a type, such as q8_0")
         require(self.flash_attn in (None, "on", "off", "auto"), "flash_attn", self.flash_attn, "on, off, auto or None")
         require(self.load in ("no-mmap", "mmap"), "load", self.load, "no-mmap or mmap")
-        keyed = self.api_key is None or isinstance(self.api_key, Secret)
-        require(keyed, "api_key", MASK, "a Secret, or None")  # the value stays out of the message
-        if self.api_key:
-            # The server would read two keys out of one, and refuse the one that clients send.
-            require("," not in self.api_key.reveal(), "api_key", self.api_key, "a key without commas")
-            require(not self.open_access, "open_access", True, "False when an api_key is set")
-        for variable in self.env:
-            require(variable != "LLAMA_API_KEY", "env", variable, "given as api_key, which probes and Steps then send")
-            sets_flag = variable.startswith("LLAMA_ARG_")
-            require(not sets_flag, "env", variable, f"{_ARG_VARIABLES}; use the setting or extra_args")
-        for pattern in self.inherit_env:
-            hidden = pattern.startswith("LLAMA_ARG_") or any(fnmatchcase(name, pattern) for name in _HIDDEN)
-            require(not hidden, "inherit_env", pattern, f"too narrow for LLAMA_API_KEY, and {_ARG_VARIABLES}")
+        check_key(self.api_key, open_access=self.open_access)
+        check_environment(self.env, self.inherit_env)
         for argument in self.extra_args:
             self._refuse_owned(argument)
         if self.liveness and self.sleep_idle_s:

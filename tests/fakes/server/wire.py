@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 class Request:
-    def __init__(self, method: str, path: str, headers: dict[str, str], body: bytes, keep_alive: bool) -> None:
-        self.method, self.path, self.headers, self.body, self.keep_alive = method, path, headers, body, keep_alive
+    def __init__(self, method: str, target: str, headers: dict[str, str], body: bytes, keep_alive: bool) -> None:
+        self.method, self.headers, self.body, self.keep_alive = method, headers, body, keep_alive
+        self.path, _, self.query = target.partition("?")
 
 
 class Reply:
@@ -59,7 +60,7 @@ def read_requests(client: socket.socket) -> Iterator[Request]:
             body = reader.read(int(headers.get("content-length", "0")))
             wish = headers.get("connection", "").lower()
             keep_alive = wish == "keep-alive" or (version == "HTTP/1.1" and wish != "close")
-            yield Request(method, target.partition("?")[0], headers, body, keep_alive)
+            yield Request(method, target, headers, body, keep_alive)
 
 
 def send(client: socket.socket, reply: Reply, keep_alive: bool) -> None:

@@ -49,7 +49,7 @@ def test_the_command_tells_the_engine(argv: tuple[str, ...], name: str) -> None:
 def test_adopting_keeps_what_was_chosen() -> None:
     """An engine fills in what was left at the defaults, and nothing else."""
     kind = catalogue.named("llama-cpp")
-    plain = PlainServer(command=("llama-server", "--port", "{port}", "--metrics")).profile()
+    plain = PlainServer(command=("llama-server", "-m", "m.gguf", "--port", "{port}", "--metrics")).profile()
     adopted = kind.adopt(plain)
     assert adopted.dialect is kind.dialect
     assert adopted.health.accept(200, "{}") is not None
