@@ -188,7 +188,8 @@ class Liveness:
         step_s: one of these Steps, unless it has a `deadline_s` of its own; a small part of `timeouts.step_s`, because
             what they ask for is small.
         counters_path, counters_pattern: where the server counts its work, and a regular expression whose matches, taken
-            together, change whenever it works; None: there are no counters, and the Steps always run.
+            together, change whenever it works (^ and $ match at every line); None: there are no counters, and the Steps
+            always run.
     """
 
     armed: Literal["ready", "resume", "never"] = "ready"

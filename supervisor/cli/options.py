@@ -61,6 +61,12 @@ _OPTIONS: Final = (
         metavar="FILE",
         help="A file that the load reads, for progress. Repeatable.",
     ),
+    click.option(
+        "--vital",
+        multiple=True,
+        metavar="REGEX",
+        help="A process of the server, by command line or name, whose end is the server's. Repeatable.",
+    ),
     click.option("--cwd", type=Path, help="The server's working directory."),
     click.option("--env", "env", multiple=True, metavar="KEY=VALUE", help="A variable for the server. Repeatable."),
     click.option(
@@ -86,7 +92,7 @@ _SEAL_OPTIONS: Final = (
         "goldens",
         multiple=True,
         type=click.Choice(("text", "image")),
-        help="Record an answer before a seal, and demand the same one after the resume. Repeatable.",
+        help="Record an answer before a seal, and demand the same after the resume. Repeatable.",
     ),
     click.option("--contract", is_flag=True, help="Refuse a seal while the processes hold what no snapshot carries."),
 )
@@ -134,6 +140,7 @@ def override(profile: Profile, hooks: Hooks, given: dict[str, Any]) -> tuple[Pro
         api_key_env=profile.api_key_env or given["api_key_env"],
         open_access=given["open_access"] or (profile.open_access and key is None),
         weights=given["weights"] or profile.weights,
+        vital=given["vital"] or profile.vital,
         health=part(
             profile.health,
             path="health",

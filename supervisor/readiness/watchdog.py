@@ -157,7 +157,9 @@ class Watchdog:
             return None
         async with self.child.client(timeout_s=self.child.profile.timeouts.probe_s) as client:
             text = await get_text(client, self.child, liveness.counters_path)
-        return None if text is None else "\n".join(m[0] for m in re.finditer(liveness.counters_pattern, text)) or None
+        # ^ and $ as in `Health.ready_pattern`, which sees a line at a time.
+        found = re.finditer(liveness.counters_pattern, text or "", re.MULTILINE)
+        return "\n".join(match[0] for match in found) or None
 
 
 async def _usage(session: usage.Session) -> usage.Usage | None:

@@ -62,9 +62,10 @@ def rehearsing(
 def rehearse(tmp_path: Path) -> Callable[..., Rehearsal]:
     """Runs a rehearsal to its end."""
 
-    def run(*args: str, **env: str) -> Rehearsal:
+    def run(*args: str, command: tuple[str, ...] = (), **env: str) -> Rehearsal:
         file = tmp_path / "report.json"
-        with rehearsing(*args, "--json", str(file), env=env) as process:
+        rest = ("--", *command) if command else ()
+        with rehearsing(*args, "--json", str(file), *rest, env=env) as process:
             out, err = process.communicate()  # under the test's own timeout
         assert file.read_text(), err
         return Rehearsal(process.returncode, out, err, json.loads(file.read_text()))
@@ -105,6 +106,17 @@ def test_a_real_engine_survives(rehearse: Callable[..., Rehearsal]) -> None:
     assert done.report["speed_up"] > 1
     assert "can be snapshotted" in done.out
     assert f"{done.report['speed_up']:.1f} x" in done.out
+
+
+@in_sandbox
+def test_a_bare_command_is_rehearsed(rehearse: Callable[..., Rehearsal]) -> None:
+    """A command after -- is taken as `exec` takes it, and gets contract and golden answers."""
+    fake = ROOT / "tests" / "fakes" / "fake_server.py"
+    command = (sys.executable, "-I", "-S", str(fake), "--port", "{port}")
+    done = rehearse("--warmup", "text", command=command)
+    assert done.status == 0, done.out + done.err
+    assert done.verdicts() == ("passed", "passed")
+    assert f"{sys.executable}: can be snapshotted" in " ".join(done.out.split())
 
 
 @in_sandbox

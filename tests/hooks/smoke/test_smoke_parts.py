@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hooks.http.endpoint import Endpoint, Exchange
 from hooks.http.stream import _read
 from hooks.smoke.report import Row, SmokeReport
 from hooks.smoke.run import Options, smoke
+from supervisor.dialect import Dialect
 from supervisor.errors import ProfileError
 from supervisor.redact import Redactor, Secret
 from tools.serve import running_fake
@@ -115,6 +117,19 @@ async def test_what_is_skipped_says_why() -> None:
     assert row_of(report, "text").detail == "as asked (skip text)"
     assert row_of(report, "image").detail == "as asked (only auth, text)"
     assert not row_of(report, "image").evidence
+
+
+@pytest.mark.anyio
+async def test_an_engine_without_chats_is_not_asked_for_any() -> None:
+    """What needs a chat is skipped with the engine's name, also where the user says how many slots there are."""
+    painter = Dialect(engine="painter", chat_path=None, responses_path=None, images_path="/draw")
+    with running_fake() as child:
+        endpoint = replace(endpoint_of(child), dialect=painter)
+        report = await smoke(endpoint, Options(skip=("auth", "model", "image", "draw"), slots=2))
+    skipped = {row.name: row.detail for row in report.rows if row.outcome == "skipped" and "as asked" not in row.detail}
+    assert {"text", "stream", "tools", "concurrency"} <= skipped.keys()
+    assert skipped["concurrency"] == "the engine (painter) has no route for chat: leave this out"
+    assert not [(row.name, row.detail) for row in report.rows if row.outcome == "failed"]
 
 
 def test_a_report_in_words() -> None:

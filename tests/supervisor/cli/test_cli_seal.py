@@ -100,6 +100,18 @@ def test_a_broken_contract_leaves_the_server_ready(tmp_path: Path) -> None:
         assert events_until(process, "supervise.exit")[-1]["exit_status"] == 0
 
 
+def test_a_worker_can_be_named_on_the_command_line(tmp_path: Path) -> None:
+    """`--vital` watches a process of the server's: its end ends the server, with exit code 1 and the worker's name."""
+    argv = [sys.executable, "-I", "-S", str(FAKE.with_name("fronted_server.py")), "--port", "{port}"]
+    argv += ["--worker-file", str(tmp_path / "worker")]
+    with supervise("exec", "--log-format", "json", "--vital", r"--rank \d", "--", *argv) as process:
+        events_until(process, "child.ready")
+        os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)
+        end = events_until(process, "supervise.exit")[-1]
+    assert (end["exit_status"], end["error"]) == (1, "WorkerDied")
+    assert "--rank 0" in end["detail"]
+
+
 @pytest.mark.parametrize("contract", [True, False])
 def test_a_profiles_own_contract_stays_alone(contract: bool) -> None:
     """A contract that the profile has is not doubled, and nothing is added that was not asked for."""

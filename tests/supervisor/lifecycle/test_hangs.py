@@ -66,7 +66,7 @@ async def test_inference_is_skipped_while_traffic_moves_the_counters() -> None:
         "--metrics",
         liveness=Liveness(
             period_s=0.02, inference_every_s=0.15,
-            counters_path="/metrics", counters_pattern=r"(?m)^llamacpp:tokens_predicted_total .*$",
+            counters_path="/metrics", counters_pattern=r"^llamacpp:tokens_predicted_total .*$",
         ),
     )  # fmt: skip
     async with anyio.create_task_group() as tasks:
