@@ -116,7 +116,7 @@ def living(session: int, cookie: str | None = None) -> list[Stat]:
     others = {
         pid: found
         for pid, found in everybody.items()
-        if found.began >= began and not found.zombie and found.session not in elsewhere and pid not in helpers
+        if found.began >= began and not found.zombie and found.session not in elsewhere
     }
     marked = _take(others, lambda found: found.session == session)
     strays = _take(others, lambda found: seen.get(found.pid) == found.began or (bool(family) and _adopted(found)))

@@ -308,8 +308,9 @@ def test_the_table_of_what_is_fit_to_serve(root: Path, tmp_path: Path) -> None:
         "b1234",
         "thinking: applied",
     )
+    shown = " ".join(out.split())  # a long path is a long title, which may break anywhere
     for fact in (*facts, "templates/gemma4.jinja", "--load-mode", "everything is as it should be"):
-        assert fact in out
+        assert fact in shown
 
 
 def test_a_quick_table_says_what_it_did_not_look_at(root: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from supervisor import Hooks, Restart, Timeouts
+from supervisor import Hooks, Restart, Timeouts, step
 from system.faults.fault import Fault
 from system.faults.hook_sets import pinged
 from system.faults.settings import BLIND, FRONTED, PINGS, QUICK, SHORT, VITAL, WATCH
-from system.faults.steps import Descriptors
+from system.faults.steps import Descriptors, look_at_members
 
 # fmt: off
 READY: tuple[Fault, ...] = (
@@ -137,7 +137,8 @@ READY: tuple[Fault, ...] = (
     ),
     Fault(
         name="ready-descriptors", fault="the supervisor is out of descriptors", moment="ready", outcome="recovered",
-        stage="run", hooks=lambda _: Hooks(warmup=(Descriptors(0),)), profile={"liveness": WATCH},
+        stage="run", hooks=lambda _: Hooks(warmup=(step("look", look_at_members), Descriptors(0))),
+        profile={"liveness": WATCH},
         proof="the watchdog is blind: out of resources here: Too many open files", escalated=False,
     ),
     Fault(

@@ -10,6 +10,7 @@ import anyio
 
 from hooks.warmup.steps import Ping
 from supervisor import Child
+from supervisor.linux import processes
 
 
 class Pulse:
@@ -54,6 +55,11 @@ class Broken:
 
 async def nothing(_: Child) -> None:
     """A Step's work that is done at once."""
+
+
+async def look_at_members(child: Child) -> None:
+    """Have the child's members remembered, as any look at all of /proc does."""
+    assert child.pid and processes.members(child.pid, child.cookie)
 
 
 class Descriptors:
