@@ -12,15 +12,15 @@ import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 from supervisor.dialect import Dialect, Fields, Reading, Request, samples, seeded
+from supervisor.engines.vllm.weights import weight_files
 from supervisor.levels import LEVELS, plain_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from supervisor.events import Level
 
-__all__ = ["COUNTERS", "OUT_OF_MEMORY", "READY", "VITAL", "VLLM", "parse_line", "weight_files"]
+__all__ = ["COUNTERS", "OUT_OF_MEMORY", "READY", "VITAL", "VLLM", "parse_line"]
 
 READY: Final = r"Application startup complete"
 """uvicorn says it once vLLM's engine has loaded and its routes are served; the port opens a moment later."""
@@ -78,13 +78,6 @@ def parse_line(line: str) -> tuple[Level, str]:
         level = "error"
     named = process is not None and process.partition("_")[0] != _API_SERVER
     return level, f"{process}: {text}" if named else text
-
-
-def weight_files(model: Path) -> tuple[Path, ...]:
-    """Return the weights of a model directory: its safetensors, or what PyTorch saved where there are none."""
-    if not model.is_dir():
-        return (model,) if model.is_file() else ()  # an id of a model hub: the files lie in its cache
-    return tuple(sorted(model.glob("*.safetensors")) or sorted(model.glob("*.bin")))
 
 
 def repeatable(seed: int) -> Fields:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from supervisor.engines.vllm import flags
 from supervisor.engines.vllm.closed_routes import GUARD, GUARD_FOLDER, ClosedRoutes
-from supervisor.engines.vllm.dialect import COUNTERS, READY, VITAL, VLLM, parse_line, weight_files
+from supervisor.engines.vllm.dialect import COUNTERS, READY, VITAL, VLLM, parse_line
 from supervisor.engines.vllm.guard import warmboot_vllm_guard as guard
 from supervisor.engines.vllm.sleep import Level, Sleep, Wake
+from supervisor.engines.vllm.weights import cached, weight_files
 from supervisor.errors import UnsupportedFlag, require
 from supervisor.profile import Health, Liveness, LogLimits, Profile, Restart, Stop, Timeouts
 from supervisor.redact import MASK, Secret
@@ -207,14 +208,13 @@ class Vllm:
             ProfileError: a part of the profile is wrong, `config` and a setting contradict each other, or the binary's
                 help lists no flag.
         """
+        inherited = {n: v for n, v in os.environ.items() if any(fnmatchcase(n, p) for p in self.inherit_env)}
+        env = inherited | {n: v for n, v in self.env.items() if not isinstance(v, Secret)}  # help needs no secret
         if known is None:
-            inherited = {n: v for n, v in os.environ.items() if any(fnmatchcase(n, p) for p in self.inherit_env)}
-            plain = {n: v for n, v in self.env.items() if not isinstance(v, Secret)}  # help needs no secret
-            known = flags.capabilities(self.command, inherited | plain)
+            known = flags.capabilities(self.command, env)
         liveness = self.liveness or Liveness()
         if liveness.counters_path is None and "--disable-log-stats" not in self.extra_args:
             liveness = replace(liveness, counters_path="/metrics", counters_pattern=COUNTERS)
-        weights = () if self.load_format == "dummy" else weight_files(Path(self.model))
         return Profile(
             name=self.name or self.model_id,
             command=(*self.command, "serve", os.fspath(self.model), *self._arguments(known)),
@@ -225,7 +225,7 @@ class Vllm:
             api_key=self.api_key,
             api_key_env=guard.API_KEY,
             open_access=self.open_access,
-            weights=weights,
+            weights=self._weights(env),
             vital=VITAL,
             health=Health(model_id=self.model_id, ready_pattern=READY),
             # Compiling and capturing graphs take minutes; level 2 reads the weights again before health is asked.
@@ -236,6 +236,14 @@ class Vllm:
             logs=LogLimits(parse=parse_line, tail_lines=TAIL_LINES, tail_errors=TAIL_ERRORS),
             dialect=self.dialect,
         )
+
+    def _weights(self, env: Mapping[str, str]) -> tuple[Path, ...]:
+        """The files that the load reads, as far as they are there."""
+        if self.load_format == "dummy":
+            return ()
+        other_revision = any(flags.flag_of(argument) == "--revision" for argument in self.extra_args)
+        hub = None if other_revision else cached(os.fspath(self.model), env)
+        return weight_files(Path(self.model)) or (weight_files(hub) if hub else ())
 
     def _variables(self) -> dict[str, str | Secret]:
         own: dict[str, str | Secret] = {**SNAPSHOT_ENV, **self.env, DEV_MODE: "0" if self.sleep is None else "1"}

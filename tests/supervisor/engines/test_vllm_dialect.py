@@ -13,9 +13,10 @@ import pytest
 from supervisor.dialect import Dialect, Reading
 from supervisor.engines import catalogue
 from supervisor.engines.vllm import VLLM, parse_line
-from supervisor.engines.vllm.dialect import COUNTERS, OUT_OF_MEMORY, READY, VITAL, sleeping, weight_files
+from supervisor.engines.vllm.dialect import COUNTERS, OUT_OF_MEMORY, READY, VITAL, sleeping
 from supervisor.engines.vllm.guard.warmboot_vllm_guard import OPEN
 from supervisor.engines.vllm.server import GRACE_S, TAIL_ERRORS
+from supervisor.engines.vllm.weights import cached, weight_files
 from supervisor.profile import Profile, Stop
 from tools.transcripts import TESTDATA, Exchange, exchange
 
@@ -184,6 +185,24 @@ def test_weight_files(tmp_path: Path) -> None:
     assert weight_files(tmp_path) == (tmp_path / "pytorch_model.bin",)
     (tmp_path / "model.safetensors").touch()
     assert weight_files(tmp_path) == (tmp_path / "model.safetensors",)
+
+
+def test_weights_of_a_hubs_cache(tmp_path: Path) -> None:
+    """A model that is given by its id is read from the cache, wherever the child's variables put that."""
+    snapshot = tmp_path / "hub" / "models--Qwen--Qwen3-8B" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    refs = tmp_path / "hub" / "models--Qwen--Qwen3-8B" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc\n")
+    for env in ({"HF_HOME": str(tmp_path)}, {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HOME": "/x"}):
+        assert cached("Qwen/Qwen3-8B", env) == snapshot
+    assert cached("Qwen/Qwen3-8B", {"HOME": str(tmp_path)}) is None
+    home = tmp_path / "home" / ".cache"
+    home.mkdir(parents=True)
+    (home / "huggingface").symlink_to(tmp_path)
+    found = cached("Qwen/Qwen3-8B", {"HOME": str(tmp_path / "home")})
+    assert found
+    assert found.resolve() == snapshot.resolve()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,13 @@ def test_weights_are_every_safetensors_of_a_directory(tmp_path: Path) -> None:
     weights = settings(model=tmp_path).profile(KNOWN).weights
     assert [path.name for path in weights] == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert settings(model=tmp_path, load_format="dummy").profile(KNOWN).weights == ()
+    (tmp_path / "hub" / "models--a--b").mkdir(parents=True)
+    (tmp_path / "hub" / "models--a--b" / "snapshots").symlink_to(tmp_path.parent)
+    (tmp_path / "hub" / "models--a--b" / "refs").mkdir()
+    (tmp_path / "hub" / "models--a--b" / "refs" / "main").write_text(tmp_path.name)
+    hub = settings(model="a/b", env={"HF_HOME": str(tmp_path)})
+    assert [path.name for path in hub.profile(KNOWN).weights] == [path.name for path in weights]
+    assert replace(hub, extra_args=("--revision", "v2")).profile(KNOWN).weights == ()
 
 
 def test_the_environment_suits_a_snapshot_unless_the_user_says_otherwise() -> None:
