@@ -38,7 +38,7 @@ def _prepare(env: Environment) -> None:
     extension = packages / "torchvision" / "extension.py"
     text = extension.read_text(encoding="utf-8")
     extension.unlink()  # it may be a hard link into the installer's cache
-    extension.write_text(text + NAMES, encoding="utf-8")
+    extension.write_text(text.replace(NAMES, "") + NAMES, encoding="utf-8")
 
 
 def _engine(env: Environment, model: Path, key: Secret) -> Engine:
