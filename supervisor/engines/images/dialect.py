@@ -84,7 +84,7 @@ IMAGES: Final = Dialect(
     token_counters=Reading(path="/metrics", read=lambda page: samples(page, r"images_(?:steps|generated)_total")),
     loading="the pipeline is loading",
     weight_files=weight_files,
-    no_mmap_hint='read the weights before the seal: a pipeline on a GPU has, and on a CPU load={"disable_mmap": true}',
+    no_mmap_hint="have the pipeline's class copy what it maps, as the server does for diffusers' own pipelines",
     out_of_memory=OUT_OF_MEMORY,
 )
 """How the image server speaks; only `/health` answers without the key."""

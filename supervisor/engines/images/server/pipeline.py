@@ -63,12 +63,16 @@ class Pipeline:
         kind = self._class()
         more = dict(options.load)
         if options.dtype != "auto":
-            more["torch_dtype"] = getattr(importlib.import_module("torch"), options.dtype)
+            more[_dtype_word()] = getattr(importlib.import_module("torch"), options.dtype)
+        self.device = self._device()
+        if self.device == "cpu" and "disable_mmap" in (kind.from_pretrained.__doc__ or ""):
+            more.setdefault("disable_mmap", True)
         enter("weights")
         self._pipe = kind.from_pretrained(str(options.model), **more)
-        self.device = self._device()
         enter("device")
         self._pipe.to(self.device)
+        if self.device == "cpu":
+            self._own()
         quiet = getattr(self._pipe, "set_progress_bar_config", None)
         if quiet is not None:
             quiet(disable=True)  # a bar redraws its line, and a log keeps each
@@ -133,6 +137,16 @@ class Pipeline:
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def _own(self) -> None:
+        """Copy weights out of the files that transformers maps them from: a snapshot would not hold them.
+
+        On the way to another device they are copied anyway.
+        """
+        for part in getattr(self._pipe, "components", {}).values():
+            if hasattr(part, "parameters") and hasattr(part, "buffers"):
+                for tensor in (*part.parameters(), *part.buffers()):
+                    tensor.data = tensor.data.clone()
+
     def _class(self) -> Any:
         module, _, name = self._options.pipeline.rpartition(":")
         try:
@@ -145,6 +159,12 @@ class Pipeline:
             return self._options.device
         torch = sys.modules.get("torch")
         return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
+
+
+def _dtype_word() -> str:
+    """What `from_pretrained` calls the type of the weights: renamed in diffusers, which warns of the old word."""
+    utils = sys.modules.get("diffusers.utils.deprecation_utils")
+    return "dtype" if hasattr(utils, "_TORCH_DTYPE_DEPRECATION_MESSAGE") else "torch_dtype"
 
 
 def _generator(seed: int) -> Any:
