@@ -1,7 +1,7 @@
 """SGLang: `server` holds its settings, `flags` its command line, `dialect` how it speaks.
 
-`private` is the file with its keys, `sleep` releases and resumes the GPU's memory. May import the core, `help_flags`,
-`yaml_keys`.
+`private` is the file with its keys, `sleep` releases and resumes the GPU's memory. `event_loop` is a file
+that SGLang itself runs for us. May import the core, `help_flags` and `yaml_keys`.
 """
 
 from supervisor.engines.sglang.dialect import SGLANG

@@ -141,7 +141,7 @@ SGLANG: Final = Dialect(
     metrics_hint="SGLang needs --enable-metrics",
     weight_files=weight_files,
     no_mmap_hint="have SGLang read its weights without mapping them: --weight-loader-disable-mmap",
-    io_uring_hint="SGLang 0.5.23 has no option for another event loop than uvloop",
+    io_uring_hint='have SGLang run on asyncio\'s own event loop instead of uvloop: Sglang(event_loop="asyncio")',
     out_of_memory=OUT_OF_MEMORY,
 )
 """How SGLang speaks. It has no route that tells whether its memory is released."""

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from supervisor.engines.sglang import flags
 from supervisor.engines.sglang.dialect import COUNTERS, QUIET_HEALTH, READY, SGLANG, VITAL, parse_line, weight_files
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STOP", "TAIL_ERRORS", "TAIL_LINES", "Sglang"]
 
+LOOP_FOLDER: Final = Path(__file__).parent / "event_loop"
 TAIL_LINES: Final = 60
 TAIL_ERRORS: Final = 20  # a scheduler's traceback stands above what the main process says of its end
 # The main process notices TERM by a poll every 5 s, waits for requests in flight without a limit of its own, then up to
@@ -73,6 +74,8 @@ class Sglang:
         metrics: serve `/metrics`, by which the watchdog sees traffic.
         memory_saver: release the GPU's memory at the seal and resume it afterwards. The weights are kept in host memory
             meanwhile, without which they would be garbage.
+        event_loop: `asyncio` keeps uvloop out, which sets up an io_uring on bare Linux, and no snapshot of processes
+            holds one; it answers a little slower. None: SGLang's own choice, which is uvloop.
         config: a YAML file of SGLang's (`tool-call-parser: qwen25`); a key that belongs to a setting that is given is
             refused, because the command line would silently win.
         api_key: what clients send. Never in argv or the environment.
@@ -103,6 +106,7 @@ class Sglang:
     load_format: str | None = None
     metrics: bool = True
     memory_saver: bool = False
+    event_loop: Literal["asyncio"] | None = None
     config: Path | None = None
     api_key: Secret | None = None
     admin_key: Secret | None = None
@@ -134,6 +138,7 @@ class Sglang:
         for part in ("dtype", "load_format"):
             value = getattr(self, part)
             require(value is None or bool(value.strip()), part, value, "a name that SGLang's --help lists")
+        require(self.event_loop in (None, "asyncio"), "event_loop", self.event_loop, "'asyncio' or None")
         if self.config is not None:
             object.__setattr__(self, "config", Path(self.config))
             require(self.config.suffix in (".yaml", ".yml"), "config", self.config, "a file named .yaml or .yml")
@@ -206,7 +211,7 @@ class Sglang:
         return Profile(
             name=self.name or self.model_id,
             command=(*self.command, *self._arguments(known)),
-            env={**self.env, **QUIET_HEALTH, ADMIN_KEY: admin_key},
+            env={**self._variables(), ADMIN_KEY: admin_key},
             inherit_env=self.inherit_env,
             host=self.host,
             port=self.port,
@@ -222,6 +227,14 @@ class Sglang:
             logs=LogLimits(parse=parse_line, tail_lines=TAIL_LINES, tail_errors=TAIL_ERRORS),
             dialect=self.dialect,
         )
+
+    def _variables(self) -> dict[str, str | Secret]:
+        own: dict[str, str | Secret] = {**self.env, **QUIET_HEALTH}
+        if self.event_loop is not None:
+            users = self.env.get("PYTHONPATH")
+            more = (users,) if isinstance(users, str) and users else ()
+            own["PYTHONPATH"] = os.pathsep.join((str(LOOP_FOLDER), *more))
+        return own
 
     def _given(self) -> frozenset[str]:
         """The settings that a user's YAML must not contradict."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from supervisor.engines.sglang import SGLANG, Sglang
 from supervisor.engines.sglang.dialect import QUIET_HEALTH, VITAL
 from supervisor.engines.sglang.flags import OWNED
 from supervisor.engines.sglang.private import ADMIN_KEY, path_in
-from supervisor.engines.sglang.server import STOP
+from supervisor.engines.sglang.server import LOOP_FOLDER, STOP
 from supervisor.errors import ProfileError, UnsupportedFlag
 from supervisor.profile import Liveness, Stop
 from supervisor.redact import MASK, Secret
@@ -150,6 +152,7 @@ def test_a_setting_that_is_left_alone_leaves_its_key_to_the_yaml(tmp_path: Path)
         ({"mem_fraction_static": 1.0}, "mem_fraction_static"),
         ({"dtype": ""}, "dtype"),
         ({"config": "seed.json"}, "config"),
+        ({"event_loop": "uvloop"}, "event_loop"),
         ({"api_key": "plain"}, "api_key"),
         ({"api_key": KEY, "admin_key": KEY}, "admin_key"),
         ({"api_key": KEY, "open_access": True}, "open_access"),
@@ -195,6 +198,21 @@ def test_an_abbreviation_is_refused() -> None:
     """argparse takes abbreviations, behind which a setting's flag could hide."""
     with pytest.raises(UnsupportedFlag, match="--mem-fraction"):
         settings(extra_args=("--mem-fraction", "0.5")).profile(KNOWN)
+
+
+def test_asyncio_stands_in_for_uvloop() -> None:
+    """With `event_loop="asyncio"` what SGLang imports as uvloop opens no io_uring; the user's own path stays."""
+    env = settings(event_loop="asyncio", env={"PYTHONPATH": "/opt/mine"}).profile(KNOWN).env
+    assert env["PYTHONPATH"] == f"{LOOP_FOLDER}:/opt/mine"
+    assert "PYTHONPATH" not in settings().profile(KNOWN).env
+    program = (
+        "import asyncio, uvloop; asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())\n"
+        "async def loop(): return type(asyncio.get_running_loop()).__module__\n"
+        "print(uvloop.run(loop()), uvloop.new_event_loop().close())"
+    )
+    clean = {"PYTHONPATH": str(LOOP_FOLDER)}
+    said = subprocess.run((sys.executable, "-c", program), env=clean, check=True, capture_output=True, text=True)
+    assert said.stdout.split() == ["asyncio.unix_events", "None"]
 
 
 @pytest.mark.parametrize(
