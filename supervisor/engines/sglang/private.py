@@ -106,8 +106,8 @@ class PrivateConfig:
 
 
 def path_in(argv: tuple[str, ...]) -> Path:
-    """Return the file that a command names with `--config`."""
-    return Path(argv[argv.index("--config") + 1])
+    """Return the file that a command names with its last `--config`; a wrapper may have one of its own."""
+    return Path(argv[len(argv) - argv[::-1].index("--config")])
 
 
 def _private_folder(folder: Path) -> None:

@@ -180,12 +180,15 @@ class Sglang:
         return SGLANG
 
     def hooks(self) -> Hooks:
-        """Return the Steps that hand the keys over, and those that release and resume the GPU's memory."""
+        """Return the Steps that hand the keys over, and those that release and resume the GPU's memory.
+
+        With `memory_saver`, a warmup Step proves that nobody but the holder of the admin key may release it.
+        """
         config = PrivateConfig(users=self.config, given=self._given())
         hooks = Hooks(before_start=(config.write,), warmup=(config.forget,), observers=(config.observe,))
         if self.memory_saver:
             saver = MemorySaver()
-            hooks += Hooks(sleep=(saver.release,), wake=(saver.resume,))
+            hooks += Hooks(warmup=(saver.closed,), sleep=(saver.release,), wake=(saver.resume,))
         return hooks
 
     def profile(self, known: frozenset[str] | None = None) -> Profile:

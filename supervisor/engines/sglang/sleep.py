@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineRefused", "MemorySaver"]
 
+_RELEASE: Final = "/release_memory_occupation"
 _SHOWN: Final = 300
 
 
@@ -68,6 +69,15 @@ class MemorySaver:
     _state: _Asleep = field(default_factory=_Asleep, init=False, repr=False, compare=False)
 
     @property
+    def closed(self) -> Step:
+        """For `warmup`: proves that neither strangers nor clients may release the memory.
+
+        Raises, when called:
+            EngineRefused: one of them may.
+        """
+        return step("sglang-closed", self._closed, deadline_s=self.deadline_s)
+
+    @property
     def release(self) -> Step:
         """For `sleep`: pauses generation, proves that the engine is idle, and releases everything.
 
@@ -85,6 +95,14 @@ class MemorySaver:
         """
         return step("sglang-resume", self._resume, deadline_s=self.deadline_s)
 
+    async def _closed(self, child: Child) -> None:
+        for with_key, who in ((False, "a stranger"), (True, "a client")):
+            async with child.client(timeout_s=self.deadline_s, with_key=with_key) as client:
+                answer = await client.post(_RELEASE)  # without the body that it wants, so that nothing is released
+            if answer.status_code not in (401, 403):
+                words = f"HTTP {answer.status_code} instead of 401: {who} may take the model's memory away"
+                raise EngineRefused(f"POST {_RELEASE} as {who}", words)
+
     async def _release(self, child: Child) -> None:
         this = (child.cookie, child.pid)
         async with child.client(timeout_s=self.deadline_s) as client:
@@ -94,7 +112,7 @@ class MemorySaver:
             # Once more: a request may have come between the two, and stays now, neither running nor answered.
             await _post(child, client, "/flush_cache")
             self._state.released = this
-            await _post(child, client, "/release_memory_occupation", {})
+            await _post(child, client, _RELEASE, {})
 
     async def _resume(self, child: Child) -> None:
         this, state = (child.cookie, child.pid), self._state

@@ -84,6 +84,18 @@ async def test_the_keys_reach_the_server_alone() -> None:
     assert admin.reveal() not in lines
 
 
+async def test_an_administration_that_is_open_to_clients_is_refused() -> None:
+    """A server that took no key for its administration lets clients release its memory: it never becomes READY."""
+    server, profile = server_of()
+    path = path_in(profile.command)
+
+    def forget_the_admin(_: Child) -> None:
+        path.write_text(path.read_text(encoding="utf-8").replace("admin-", "no-"), encoding="utf-8")
+
+    with pytest.raises(StepFailed, match="HTTP 400 instead of 401: a client may"):
+        await supervise(profile, server.hooks() + Hooks(before_start=(Do(action=forget_the_admin, name="forget"),)))
+
+
 async def test_a_file_of_ours_goes_before_the_keys(tmp_path: Path) -> None:
     """The user's YAML comes first in the private file, at its own indentation, then the keys."""
     config = tmp_path / "seed.yaml"
