@@ -1,8 +1,8 @@
 """Engines beside llama.cpp on a real GPU: cold start, sleep, the driver's checkpoint of the tree, wake, golden answer.
 
-    PYTHONPATH=.:tests:tests/gpu python tests/gpu/other_engines.py vllm|images ROOT [--python PROGRAM] [--json FILE]
+    PYTHONPATH=.:tests:tests/gpu python tests/gpu/other_engines.py vllm|sglang|images ROOT [--python P] [--json FILE]
 
-Needs a machine with one NVIDIA GPU of 80 GB, driver 570 or later, `nvidia-smi`; PROGRAM is the interpreter of the
+Needs a machine with one NVIDIA GPU of 80 GB, driver 570 or later, `nvidia-smi`; P is the interpreter of the
 engine's environment, with torch. No network. It writes a model of random weights below ROOT (Qwen3 8B in bf16, 16 GB;
 FLUX.2-klein's real shapes, 36 GB), serves it by the engine's own settings, and prints for each way of leaving the GPU
 
@@ -151,6 +151,29 @@ def vllm(python: str, model: Path) -> dict[str, Way]:
     }
 
 
+def sglang(python: str, model: Path) -> dict[str, Way]:
+    """SGLang with graphs for decoding, as it is and with its memory saver, on kernels that an H200 without nvcc has."""
+    from supervisor.engines.sglang import Sglang
+
+    def engine(memory_saver: bool) -> Sglang:
+        return Sglang(
+            model=model,
+            binary=(python, "-m", "sglang.launch_server"),
+            served_name="random",
+            context_length=4096,
+            mem_fraction_static=0.3,
+            memory_saver=memory_saver,
+            api_key=KEY,
+            env={"HF_HUB_OFFLINE": "1"},
+            extra_args=(
+                *("--attention-backend", "triton", "--sampling-backend", "pytorch", "--grammar-backend", "none"),
+                *("--cuda-graph-backend-decode", "full", "--cuda-graph-backend-prefill", "disabled"),
+            ),
+        )
+
+    return {"memory saver": Way(engine=engine(True)), "the driver alone": Way(engine=engine(False))}
+
+
 def images(python: str, model: Path) -> dict[str, Way]:
     """FLUX.2-klein by diffusers, 1024 x 1024 in 4 steps."""
     from supervisor.engines.images import Images
@@ -158,7 +181,7 @@ def images(python: str, model: Path) -> dict[str, Way]:
     return {"the driver alone": Way(engine=Images(python=python, model=model, served_name="random", api_key=KEY))}
 
 
-ENGINES: Final = {"vllm": (vllm, "qwen3"), "images": (images, "flux2-klein")}
+ENGINES: Final = {"vllm": (vllm, "qwen3"), "sglang": (sglang, "qwen3"), "images": (images, "flux2-klein")}
 
 
 def main() -> int:
