@@ -28,7 +28,7 @@ faults: $(TOOLS)
 	FAULTS_JSON=tests/system/faults.json $(BIN)/python -m pytest tests/system/test_faults.py -k test_a_fault
 	PYTHONPATH=tests $(BIN)/python -m tools.fault_table
 
-# Real engines, each in an environment of its own, through the whole lifecycle: make engines ENGINES=embedded
+# Real engines, each in an environment of its own, through the whole lifecycle: make engines ENGINES=embedded ENGINES_ARGS=--strict
 engines: $(TOOLS)
 	PYTHONPATH=tests $(BIN)/python -m engines $(ENGINES) $(ENGINES_ARGS)
 

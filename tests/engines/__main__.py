@@ -10,12 +10,14 @@ import signal
 import sys
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from engines.environment import clean
+from engines.lanes import run_lanes
 from engines.page import merged
 from engines.recipe import CHECKS, named
 from engines.run import Report, check_engine
@@ -30,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", default=[], metavar="CHECK", help=f"one of {', '.join(CHECKS)}")
     parser.add_argument("--json", type=Path, help="where the results go; other engines' entries there stay")
     parser.add_argument("--strict", action="store_true", help="only the lacks that a recipe declares are accepted")
+    parser.add_argument("--lanes", type=int, default=1, metavar="N", help="so many engines at a time; default: 1")
+    parser.add_argument("--no-table", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:
@@ -39,14 +43,19 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     reports: list[Report] = []
     began = time.monotonic()
-    for recipe in recipes:
+    if given.lanes > 1:
+        options = [word for check in given.only for word in ("--only", check)]
+        show = partial(console.print, markup=False, highlight=False)
+        reports = run_lanes(recipes, given.lanes, options, show)
+    for recipe in () if given.lanes > 1 else recipes:
 
         def say(text: str, name: str = recipe.name) -> None:
             console.print(f"[{time.monotonic() - began:5.0f} s] {name}: {text}", markup=False, highlight=False)
 
         reports.append(check_engine(recipe, say, only=given.only))
-    console.print(table_of(reports))
-    console.print(f"{len(reports)} engines in {time.monotonic() - began:.0f} s")
+    if not given.no_table:
+        console.print(table_of(reports))
+        console.print(f"{len(reports)} engines in {time.monotonic() - began:.0f} s")
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         old = json.loads(given.json.read_text(encoding="utf-8")) if given.json.exists() else {}

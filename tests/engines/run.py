@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +64,12 @@ class Report:
             result.verdict in ("failed", "not run") or (strict and result.verdict == "lacking" and not result.declared)
             for result in self.results
         )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Report:
+        """The report that `to_json` wrote; other keys are left aside."""
+        own = {field.name: values[field.name] for field in fields(cls)}
+        return cls(**(own | {"results": tuple(Result(**row) for row in own["results"])}))
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values, with times rounded to what is worth comparing."""

@@ -14,9 +14,10 @@ import pytest
 from engines import __main__ as program
 from engines import page
 from engines.environment import Environment, InstallFailed, build
+from engines.lanes import run_lanes
 from engines.lifecycle import plan
 from engines.recipe import CHECKS, LEADER, Lacking, Recipe, Sleep, named, recipes
-from engines.run import Report, check_engine
+from engines.run import Report, Result, check_engine
 from supervisor import Health, Hooks, Profile, Secret, Stop, step
 from supervisor.dialect import Dialect
 from supervisor.engines.llama_cpp import LLAMA_CPP
@@ -212,6 +213,17 @@ def test_a_row_of_the_page() -> None:
 
 
 def test_reports_are_json() -> None:
-    """Times are rounded to what is worth comparing."""
-    report = Report(engine="e", version="1", install_s=1.23456, checks_s=2.0, results=())
+    """Times are rounded to what is worth comparing, and a report can be read back."""
+    result = Result(check="load", verdict="passed", seconds=1.5)
+    report = Report(engine="e", version="1", install_s=1.23456, checks_s=2.0, results=(result,))
     assert report.to_json()["install_s"] == 1.23
+    assert Report.from_json({"date": "today", **report.to_json()}).results == (result,)
+
+
+def test_lanes_show_what_did_not_run() -> None:
+    """An engine whose process wrote no results is a failure, with the last thing that it said."""
+    said: list[str] = []
+    (report,) = run_lanes([recipe(name="nobody")], 2, [], said.append)
+    assert report.failed(strict=False)
+    assert "nobody" in report.results[0].detail
+    assert said
