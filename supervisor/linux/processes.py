@@ -72,7 +72,7 @@ _lock = threading.Lock()
 
 def command_line(argv: Sequence[str], redact: Redactor) -> str:
     """A command line for an error: masked first and cut then, because half a secret would not be recognised."""
-    line = " ".join(redact.argv(argv))
+    line = " ".join(redact.argv(argv)).rstrip()  # who set a title of its own has filled the old one's room
     return f"{line[:_SHOWN]}..." if len(line) > _SHOWN else line or "?"
 
 

@@ -113,6 +113,12 @@ def test_a_command_line_is_masked_before_it_is_cut() -> None:
         assert "made" not in str(owner.command(Redactor((Secret(key),))))
 
 
+def test_a_title_is_shown_without_the_room_behind_it() -> None:
+    """A process that set a title of its own fills the rest of its old command line with NULs: they are not shown."""
+    owner = listeners.Owner(pid=1, argv=("worker", *("",) * 200), mine=False)
+    assert str(owner.command(Redactor(()))) == "worker"
+
+
 async def test_a_body_is_masked_before_it_is_judged() -> None:
     """A health body that holds the key where the judgement cuts it leaks nothing."""
     key = Secret("made-up-key-" + "k" * 40)
