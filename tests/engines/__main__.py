@@ -78,5 +78,10 @@ if __name__ == "__main__":
     # The engines inherit this environment, and none of it that is ours.
     for ours in set(os.environ) - set(clean(os.environ)):
         del os.environ[ours]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    sys.exit(main())
+    # As an interrupt, which event loops turn into a cancellation; a background job's shell may have had it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
