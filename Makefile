@@ -13,7 +13,7 @@ BENCH_ARGS ?=
 SECONDS ?= 600
 SOAK_ARGS ?=
 ENGINES ?=
-ENGINES_ARGS ?=
+ENGINES_ARGS ?= --lanes 2
 
 .PHONY: up test faults engines soak lint rehearse sandbox deploy-dry clean
 
@@ -28,7 +28,7 @@ faults: $(TOOLS)
 	FAULTS_JSON=tests/system/faults.json $(BIN)/python -m pytest tests/system/test_faults.py -k test_a_fault
 	PYTHONPATH=tests $(BIN)/python -m tools.fault_table
 
-# Real engines, each in an environment of its own, through the whole lifecycle: make engines ENGINES=embedded ENGINES_ARGS=--strict
+# Real engines, each in an environment of its own, through the whole lifecycle, two at a time: make engines ENGINES=vllm
 engines: $(TOOLS)
 	PYTHONPATH=tests $(BIN)/python -m engines $(ENGINES) $(ENGINES_ARGS)
 
