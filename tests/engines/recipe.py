@@ -147,12 +147,13 @@ def recipes() -> tuple[Recipe, ...]:
 
 
 def named(names: list[str]) -> tuple[Recipe, ...]:
-    """Return the recipes of these names, in this order; all when there are none.
+    """Return the recipes of these names, in this order; all when there are none. A `-` may stand for a blank.
 
     Raises:
         ProfileError: there is no such recipe.
     """
-    known = {recipe.name: recipe for recipe in recipes()}
-    for name in names:
+    known = {recipe.name.replace(" ", "-"): recipe for recipe in recipes()}
+    wanted = [name.replace(" ", "-") for name in names]
+    for name in wanted:
         require(name in known, "NAME", name, f"one of {', '.join(known)}")
-    return tuple(known[name] for name in names) if names else tuple(known.values())
+    return tuple(known[name] for name in wanted or known)
