@@ -136,13 +136,15 @@ def until_serving(fault: Fault, on: Scene) -> float:
         until(lambda: len(on.named("child.spawned")) >= fault.lives or on.ended)
         until(lambda: on.ended or serving(on))
     if fault.proof:
-        until(lambda: any(fault.proof in str(e.get("line") or e.get("detail")) for e in list(on.events)), fault.proof)
+        told = ("line", "detail", "event")
+        until(lambda: any(fault.proof in str(e.get(part)) for e in list(on.events) for part in told), fault.proof)
     if fault.pulse:
         beats = on.tmp / "pulse"
         before = len(beats.read_bytes()) if beats.exists() else 0
         until(lambda: on.ended or (beats.exists() and len(beats.read_bytes()) > before + 3), "more inferences")
     if not any("hang" in flag for flag in fault.flags):
-        assert ask(on.url).status_code == 200
+        health = fault.profile.get("health")
+        assert ask(on.url, model=health and health.model_id).status_code == 200
     return time.monotonic()
 
 

@@ -12,6 +12,7 @@ from system.faults.fault import MOMENTS, TOKEN, Fault
 from system.faults.loading import LOADING
 from system.faults.ready import READY
 from system.faults.resumed import RESUMED
+from system.faults.router import ROUTER
 from system.faults.sealed import SEALED
 from system.faults.sglang import SGLANG
 from system.faults.stopping import STOPPING
@@ -20,7 +21,18 @@ from system.faults.warmup import WARMUP
 
 __all__ = ["MATRIX", "MOMENTS", "TOKEN", "Fault", "row"]
 
-MATRIX: tuple[Fault, ...] = (*BEFORE_SPAWN, *LOADING, *WARMUP, *READY, *SEALED, *RESUMED, *STOPPING, *SGLANG, *VLLM)
+MATRIX: tuple[Fault, ...] = (
+    *BEFORE_SPAWN,
+    *LOADING,
+    *WARMUP,
+    *READY,
+    *SEALED,
+    *RESUMED,
+    *STOPPING,
+    *SGLANG,
+    *VLLM,
+    *ROUTER,
+)
 
 
 def row(name: str) -> Fault:

@@ -47,7 +47,7 @@ class Fault:
         prepare: what is done to the row's folder before.
         cripple: what `supervise run` does to itself before it begins.
         lives: children that are started in all.
-        proof: a log line of the child's, or an event's detail, that must be seen before it is said to have recovered.
+        proof: a log line of the child's, an event or its detail that must be seen before it is said to have recovered.
         pulse: the watchdog's inferences must go on for a while before it is said to have recovered.
         escalated: whether KILL was needed in the end; None: either.
     """

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -29,6 +30,24 @@ def _kill_vital(scene: Scene) -> None:
     session = [pid for pid in processes.pids() if (stat := processes.stat(pid)) and stat.session == scene.pid]
     vital = re.compile("|".join(scene.fault.profile["vital"]))
     os.kill(next(pid for pid in session if vital.search(" ".join(files.argv(pid)))), signal.SIGKILL)
+
+
+def _of_a_router(scene: Scene, *, does: str, model: str) -> None:
+    """Kill, unload, or ask a router's model."""
+    if does == "kill":
+        session = [pid for pid in processes.pids() if (stat := processes.stat(pid)) and stat.session == scene.pid]
+        os.kill(next(pid for pid in session if model in files.argv(pid)), signal.SIGKILL)
+    elif does == "unload":
+        httpx.post(f"{scene.url}/models/unload", json={"model": model}, trust_env=False).raise_for_status()
+    else:
+        ask(scene.url, model=model).raise_for_status()
+
+
+def _fall_asleep(scene: Scene) -> None:
+    """Wait until the watchdog has seen the engine asleep for longer than two of its inferences are apart."""
+    scene.wait("engine.asleep")
+    time.sleep(1.2)
+    assert not scene.named("engine.awake")
 
 
 def _kill_worker(scene: Scene) -> None:
@@ -79,9 +98,10 @@ def _kill_guardian(_: Scene) -> None:
     os.kill(guardian, signal.SIGKILL)
 
 
-def ask(url: str, limit_s: float = 10.0) -> httpx.Response:
-    """One question to the server."""
-    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+def ask(url: str, limit_s: float = 10.0, *, model: str | None = None) -> httpx.Response:
+    """One question to the server; of a router's, one of its models."""
+    body: dict[str, object] = {"model": model} if model else {}
+    body |= {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
     return httpx.post(f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=limit_s)
 
 
@@ -129,6 +149,10 @@ ACTS: Mapping[str, Callable[[Scene], None]] = {
     "kill": _kill,
     "kill vital": _kill_vital,
     "kill worker": _kill_worker,
+    "kill model": partial(_of_a_router, does="kill", model="sea"),
+    "unload": partial(_of_a_router, does="unload", model="sea"),
+    "evict": partial(_of_a_router, does="ask", model="hill"),
+    "fall asleep": _fall_asleep,
     "term": lambda scene: os.kill(scene.pid, signal.SIGTERM),
     "freeze": _freeze,
     "freeze first": lambda _: None,  # was done before the stop
