@@ -71,7 +71,9 @@ class Engine:
             if self.exiting:
                 return
         log("SIGQUIT received. signum=None, frame=None. It usually means one child failed.")
-        time.sleep(float(flag("--diagnostics-s", "0.3")))  # the real one takes 5 s
+        if os.environ.get("SGLANG_PYSPY_DUMP_BEFORE_CRASH") != "0":
+            time.sleep(60)  # the real one takes 5 s, or 65 s when its scheduler lives
+        time.sleep(float(flag("--diagnostics-s", "0.3")))
         log(f"kill_process_tree called: parent_pid={os.getpid()}, include_parent=True, pid={os.getpid()}")
         os.kill(os.getpid(), signal.SIGKILL)
 

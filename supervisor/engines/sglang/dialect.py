@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 
     from supervisor.events import Level
 
-__all__ = ["COUNTERS", "QUIET_HEALTH", "READY", "SGLANG", "VITAL", "in_flight", "parse_line", "weight_files"]
+__all__ = [
+    "COUNTERS",
+    "QUICK_CRASH",
+    "QUIET_HEALTH",
+    "READY",
+    "SGLANG",
+    "VITAL",
+    "in_flight",
+    "parse_line",
+    "weight_files",
+]
 
 READY: Final = r"The server is fired up and ready to roll!"
 COUNTERS: Final = r"(?m)^sglang:(?:prompt|generation)_tokens_total(?:\{[^\n]*\})? +\S+"
@@ -33,6 +43,13 @@ QUIET_HEALTH: Final = {
     "SGLANG_DIAG_BYPASS_HEALTH_GENERATE": "1",
 }
 """Variables under which `/health` tells only whether the warmup is done and no stop is under way."""
+
+QUICK_CRASH: Final = {
+    # Else a main process whose worker died waits 5 s for the GPU to settle, and 60 s more for core dumps of CUDA.
+    "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
+    "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
+}
+"""Variables under which a crash ends at once, so that a restart can begin; `env` overrides them."""
 
 OUT_OF_MEMORY: Final = (
     r"torch\.(?:cuda\.)?OutOfMemoryError|CUDA out of memory|CUDA error: out of memory|Not enough memory"

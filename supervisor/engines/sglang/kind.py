@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from supervisor.engines.base import EngineKind
-from supervisor.engines.sglang.dialect import COUNTERS, QUIET_HEALTH, READY, SGLANG, VITAL, parse_line
+from supervisor.engines.sglang.dialect import COUNTERS, QUICK_CRASH, QUIET_HEALTH, READY, SGLANG, VITAL, parse_line
 from supervisor.engines.sglang.server import STOP, TAIL_ERRORS, TAIL_LINES
 from supervisor.profile import Stop
 
@@ -35,7 +35,7 @@ def adopt(profile: Profile) -> Profile:
         liveness = replace(liveness, counters_path="/metrics", counters_pattern=COUNTERS)
     return replace(
         profile,
-        env={**QUIET_HEALTH, **profile.env},
+        env={**QUIET_HEALTH, **QUICK_CRASH, **profile.env},
         health=replace(profile.health, ready_pattern=profile.health.ready_pattern or READY),
         liveness=liveness,
         logs=replace(

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from supervisor.engines.sglang import flags
-from supervisor.engines.sglang.dialect import COUNTERS, QUIET_HEALTH, READY, SGLANG, VITAL, parse_line, weight_files
+from supervisor.engines.sglang.dialect import (
+    COUNTERS,
+    QUICK_CRASH,
+    QUIET_HEALTH,
+    READY,
+    SGLANG,
+    VITAL,
+    parse_line,
+    weight_files,
+)
 from supervisor.engines.sglang.private import ADMIN_KEY, PrivateConfig
 from supervisor.engines.sglang.sleep import MemorySaver
 from supervisor.errors import UnsupportedFlag, require
@@ -83,7 +92,7 @@ class Sglang:
             SGLang shows it on `/server_info` to whoever has the `api_key` (seen in 0.5.23), so that it keeps strangers
             and mistakes out, not clients who look for it.
         open_access: serving without a key is meant.
-        env: more variables of the child.
+        env: more variables of the child; those of `dialect.QUICK_CRASH` are overridden here.
         inherit_env: names or shell patterns of the host's variables that the child gets.
         extra_args: other flags of SGLang, as separate arguments, spelled as its help does.
         timeouts, stop, restart, liveness: parts of the profile; liveness gets the server's counters unless it has some.
@@ -232,7 +241,7 @@ class Sglang:
         )
 
     def _variables(self) -> dict[str, str | Secret]:
-        own: dict[str, str | Secret] = {**self.env, **QUIET_HEALTH}
+        own: dict[str, str | Secret] = {**QUICK_CRASH, **self.env, **QUIET_HEALTH}
         if self.event_loop is not None:
             users = self.env.get("PYTHONPATH")
             more = (users,) if isinstance(users, str) and users else ()

@@ -13,7 +13,7 @@ from supervisor.engines import catalogue
 from supervisor.engines.base import PlainServer
 from supervisor.engines.help_flags import listed
 from supervisor.engines.sglang import SGLANG, Sglang
-from supervisor.engines.sglang.dialect import QUIET_HEALTH, VITAL
+from supervisor.engines.sglang.dialect import QUICK_CRASH, QUIET_HEALTH, VITAL
 from supervisor.engines.sglang.flags import OWNED
 from supervisor.engines.sglang.private import ADMIN_KEY, path_in
 from supervisor.engines.sglang.server import LOOP_FOLDER, STOP
@@ -73,7 +73,9 @@ def test_defaults_of_the_profile() -> None:
     """The profile knows SGLang's ready line, processes, counters, stop and a health that computes nothing."""
     profile = settings(model="Qwen/Qwen3-8B", api_key=KEY).profile(KNOWN)
     assert (profile.name, profile.health.model_id, profile.health.path) == ("Qwen3-8B", "Qwen3-8B", "/health")
-    assert QUIET_HEALTH.items() <= profile.env.items()
+    assert (QUIET_HEALTH | QUICK_CRASH).items() <= profile.env.items()
+    dumps = {"SGLANG_PYSPY_DUMP_BEFORE_CRASH": "1"}
+    assert dumps.items() <= settings(env=dumps).profile(KNOWN).env.items()
     assert (profile.dialect, profile.vital, profile.api_key_env) == (SGLANG, VITAL, None)
     assert profile.stop == STOP == Stop(to="leader", grace_s=40)
     assert profile.liveness.counters_path == "/metrics"
@@ -236,7 +238,7 @@ def test_a_bare_command_gets_what_the_engine_needs() -> None:
     command = ("sglang", "serve", "--model-path", "m", "--port", "{port}", "--enable-metrics")
     profile = kind.adopt(PlainServer(command=command).profile())
     assert (profile.stop, profile.vital, profile.dialect) == (STOP, VITAL, SGLANG)
-    assert QUIET_HEALTH.items() <= profile.env.items()
+    assert (QUIET_HEALTH | QUICK_CRASH).items() <= profile.env.items()
     assert profile.liveness.counters_path == "/metrics"
     asked = {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "1"}
     assert kind.adopt(PlainServer(command=command, env=asked).profile()).env.items() >= asked.items()
