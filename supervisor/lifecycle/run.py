@@ -278,7 +278,9 @@ class Run:
         except SupervisorError as failure:
             error = failure
         if self._process.note_exit() and not (self._exited_cleanly() and _is_loss(error)):
-            raise self._death() from error
+            # A front that ends with code 0 after its worker: the worker's end is what happened.
+            loss = self._vital.ended() if self._vital and self._exited_cleanly() else None
+            raise (self._loss(loss) if loss else self._death()) from error
         if error is not None:
             raise error
         return result

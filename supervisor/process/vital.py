@@ -103,6 +103,10 @@ class VitalProcesses:
             self._known[found.pid] = replace(found, fd=fd)
         self._took_s = time.monotonic() - began
 
+    def ended(self) -> VitalEnd | None:
+        """The end of a process that was found and has ended by now; None: all live."""
+        return next((_end_of(known) for known in self._known.values() if not _lives(known.pid, known.began)), None)
+
     def close(self) -> None:
         """Closes every descriptor."""
         for known in self._known.values():
@@ -115,10 +119,7 @@ class VitalProcesses:
             await anyio.wait_readable(known.fd)
         while known.fd is None and _lives(known.pid, known.began):  # noqa: ASYNC110  there is nothing to await
             await anyio.sleep(_POLL_S)
-        code, by = None, None
-        if (status := processes.exit_status(known.pid, known.began)) is not None:
-            code, by = (None, signal_name(status & 0x7F)) if status & 0x7F else (status >> 8, None)
-        return VitalEnd(pid=known.pid, command=known.command, exit_code=code, signal=by)
+        return _end_of(known)
 
     async def _find_after(self, delay_s: float) -> None:
         await anyio.sleep(delay_s)
@@ -149,6 +150,13 @@ class VitalProcesses:
             if (match := pattern.search(line)) and match[0]:
                 return match[0]
         return ""
+
+
+def _end_of(known: _Known) -> VitalEnd:
+    code, by = None, None
+    if (status := processes.exit_status(known.pid, known.began)) is not None:
+        code, by = (None, signal_name(status & 0x7F)) if status & 0x7F else (status >> 8, None)
+    return VitalEnd(pid=known.pid, command=known.command, exit_code=code, signal=by)
 
 
 def _lives(pid: int, began: int) -> bool:
