@@ -208,7 +208,7 @@ def _bearer() -> dict[str, Any]:
 def main() -> None:
     """Capture everything."""
     env = build(RECIPE, print)
-    write(FOLDER / "help.txt", env.output(env.program("vllm"), "serve", "--help=all"))
+    (FOLDER / "help.txt").write_text(env.output(env.program("vllm"), "serve", "--help=all"), encoding="utf-8")
     capture_answers(env)
     capture_failures(env)
 

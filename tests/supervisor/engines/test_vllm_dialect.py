@@ -121,7 +121,7 @@ def test_log_lines() -> None:
     read = [parse_line(line) for line in log("engine")]
     assert ("info", "Using max model len 1024") in read
     assert ("warning", "Worker: sleep mode is not supported on CPU, ignore it.") in read
-    assert ("info", "EngineCore: It took 0.000284 seconds to fall asleep.") in read
+    assert [text for level, text in read if re.fullmatch(r"EngineCore: It took \S+ seconds to fall asleep\.", text)]
     assert [text for level, text in read if level == "warning" and text.startswith("Warning: NUMA binding")]
     assert not [text for _, text in read if re.search(r"pid=\d+\) |\d\d-\d\d \d\d:\d\d:\d\d \[", text)]
     assert Counter(level for level, _ in read).keys() == {"info", "warning", "error"}
@@ -141,7 +141,7 @@ def test_the_ready_line_comes_once_the_engine_is_there() -> None:
 
 def test_the_cause_is_among_the_last_errors() -> None:
     """Of a hundred frames and seventy lines of noise, the few lines of level error that a report keeps tell why."""
-    assert len(log("worker-error")) > 400
+    assert len(log("worker-error")) > 300
     kept = errors("worker-error")[-TAIL_ERRORS:]
     assert any("Worker: RuntimeError: Unsupported CPU attention configuration: head_dim=16" in text for text in kept)
     assert any("EngineDeadError" in text for text in errors("engine-core-killed")[-TAIL_ERRORS:])
