@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -18,6 +18,9 @@ from supervisor.loading import variables
 from supervisor.profile import Profile
 from supervisor.redact import Secret
 from supervisor.steps import Hooks
+
+if TYPE_CHECKING:
+    from hooks.golden import Golden
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -91,8 +94,8 @@ _SEAL_OPTIONS: Final = (
         "--golden",
         "goldens",
         multiple=True,
-        type=click.Choice(("text", "image")),
-        help="Record an answer before a seal, and demand the same after the resume. Repeatable.",
+        metavar="text|image|FILE",
+        help="Record an answer before a seal, and demand the same after the resume. Repeatable; FILE holds a question.",
     ),
     click.option("--contract", is_flag=True, help="Refuse a seal while the processes hold what no snapshot carries."),
 )
@@ -110,14 +113,29 @@ def sealing(hooks: Hooks, given: dict[str, Any]) -> Hooks:
     if not (given["goldens"] or given["contract"]):
         return hooks
     from hooks.contract import SnapshotContract  # most starts do without it
-    from hooks.golden import Golden
 
-    pairs = [Golden() if name == "text" else Golden.image() for name in dict.fromkeys(given["goldens"])]
+    pairs = [_golden(word) for word in dict.fromkeys(given["goldens"])]
     before = (*hooks.before_seal, *(golden.record for golden in pairs))
     if given["contract"] and not any(isinstance(step, SnapshotContract) for step in before):
         before = (*before, SnapshotContract())
     after = (*hooks.after_resume, *(golden.replay for golden in pairs))
     return replace(hooks, before_seal=before, after_resume=after)
+
+
+def _golden(word: str) -> Golden:
+    from hooks.golden import Golden
+
+    if word in ("text", "image"):
+        return Golden() if word == "text" else Golden.image()
+    path = Path(word)
+    allowed = "text, image, or the path of a file that holds a question as text"
+    try:
+        question = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ProfileError(field="--golden", value=word, allowed=allowed) from error
+    if not question:
+        raise ProfileError(field="--golden", value=word, allowed=allowed)
+    return Golden(prompt=question, name=f"golden {path.name}")
 
 
 def override(profile: Profile, hooks: Hooks, given: dict[str, Any]) -> tuple[Profile, Hooks]:

@@ -19,6 +19,7 @@ from supervisor.cli.exec import exec_
 from supervisor.cli.options import sealing
 from supervisor.cli.rehearse import _without_json
 from supervisor.engines import catalogue
+from supervisor.errors import ProfileError
 from support import FAKE
 
 SEALABLE = ("--golden", "text", "--contract", "--warmup", "text", "--liveness-s", "0")
@@ -122,6 +123,18 @@ def test_a_profiles_own_contract_stays_alone(contract: bool) -> None:
     names = [step.name for step in (*pair.before_seal, *pair.after_resume)]
     wanted = ["golden text record", "golden image record", *["contract"] * contract]
     assert names == [*wanted, "golden text replay", "golden image replay"]
+
+
+def test_a_question_may_stand_in_a_file(tmp_path: Path) -> None:
+    """`--golden FILE` asks what the file says, under its name; what is no word and no such file is refused."""
+    (question := tmp_path / "sea.txt").write_text("What is the sea?\n")
+    hooks = sealing(Hooks(), {"goldens": (str(question),), "contract": False})
+    assert [step.name for step in hooks.before_seal] == ["golden sea.txt record"]
+    assert [step.name for step in hooks.after_resume] == ["golden sea.txt replay"]
+    (empty := tmp_path / "empty").write_text("\n")
+    for word in ("txt", str(empty), str(tmp_path)):
+        with pytest.raises(ProfileError, match=r"--golden=.* text, image, or the path of a file"):
+            sealing(Hooks(), {"goldens": (word,), "contract": False})
 
 
 def test_a_rehearsed_command_keeps_its_own_options() -> None:
