@@ -165,6 +165,9 @@ class Sglang:
             value = getattr(self, part)
             # The value stays out of the message.
             require(value is None or isinstance(value, Secret), part, MASK, "a Secret, or None")
+            # Seen in 0.5.16: it makes arguments of its YAML, and takes such a key for a flag.
+            flag = value is not None and value.reveal().startswith("-")
+            require(not flag, part, MASK, "a key that does not begin with a dash")
         require(not (self.api_key and self.open_access), "open_access", True, "False when an api_key is set")
         same = self.api_key and self.admin_key and self.api_key.reveal() == self.admin_key.reveal()
         require(not same, "admin_key", MASK, "another key than api_key")
@@ -219,7 +222,7 @@ class Sglang:
         liveness = self.liveness or Liveness()
         if self.metrics and liveness.counters_path is None:
             liveness = replace(liveness, counters_path="/metrics", counters_pattern=COUNTERS)
-        admin_key = self.admin_key or Secret(secrets.token_urlsafe(32))
+        admin_key = self.admin_key or Secret(secrets.token_hex(32))  # never with a dash in front
         return Profile(
             name=self.name or self.model_id,
             command=(*self.command, *self._arguments(known)),
