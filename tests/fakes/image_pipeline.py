@@ -1,7 +1,8 @@
 """A text-to-image pipeline in plain Python, with the interface of those of diffusers: for the real image server.
 
 What it draws depends on prompt, seed, size, steps and guidance alone. It misbehaves as its folder says: `faults.json`
-holds `load_s`, `step_s`, `load_error`, `hang_load`, `hang_at`, and `by_prompt`: a prompt -> the error that it raises.
+holds `load_s`, `step_s`, `load_error`, `hang_load`, `hang_at` (a step), `reread` (the weights
+anew for each image), and `by_prompt`: a prompt -> the error that it raises.
 """
 
 from __future__ import annotations
@@ -67,9 +68,10 @@ class Drawn:
 class TinyPipeline:
     """Made by `from_pretrained`."""
 
-    def __init__(self, faults: dict[str, Any], weights: bytes) -> None:
+    def __init__(self, faults: dict[str, Any], weights: bytes, path: Path) -> None:
         self._faults = faults
         self._weights = weights
+        self._path = path
 
     @classmethod
     def from_pretrained(cls, folder: str, **_: Any) -> TinyPipeline:
@@ -81,7 +83,7 @@ class TinyPipeline:
         if faults.get("hang_load"):
             threading.Event().wait()
         time.sleep(faults.get("load_s", 0.0))
-        return cls(faults, weights)
+        return cls(faults, weights, path / WEIGHTS)
 
     def to(self, device: str) -> TinyPipeline:
         assert device
@@ -107,6 +109,8 @@ class TinyPipeline:
             if callback_on_step_end:
                 callback_on_step_end(self, step, 1000 - step, {})
         words = f"{prompt}|{num_inference_steps}|{guidance_scale}|{generator.getrandbits(64)}".encode()
+        if self._faults.get("reread"):
+            self._weights = self._path.read_bytes()
         key = hashlib.sha256(words + self._weights).digest()
         pixels = hashlib.shake_256(key).digest(3 * width * height)
         return Drawn([Picture(width, height, pixels)])

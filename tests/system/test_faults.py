@@ -144,7 +144,8 @@ def until_serving(fault: Fault, on: Scene) -> float:
         until(lambda: on.ended or (beats.exists() and len(beats.read_bytes()) > before + 3), "more inferences")
     if not any("hang" in flag for flag in fault.flags):
         health = fault.profile.get("health")
-        assert ask(on.url, model=health and health.model_id).status_code == 200
+        asked = ask(on.url, model=health and health.model_id, dialect=fault.profile.get("dialect"))
+        assert asked.status_code == 200
     return time.monotonic()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from system.faults.before_spawn import BEFORE_SPAWN
 from system.faults.fault import MOMENTS, TOKEN, Fault
+from system.faults.images import IMAGES
 from system.faults.loading import LOADING
 from system.faults.ready import READY
 from system.faults.resumed import RESUMED
@@ -32,6 +33,7 @@ MATRIX: tuple[Fault, ...] = (
     *SGLANG,
     *VLLM,
     *ROUTER,
+    *IMAGES,
 )
 
 

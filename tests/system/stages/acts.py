@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 
 from conftest import children
+from supervisor.dialect import Dialect
 from supervisor.linux import files, processes
 from support import LIMIT_S, fake_profile, until
 from system.stages.command import Command
@@ -98,11 +99,11 @@ def _kill_guardian(_: Scene) -> None:
     os.kill(guardian, signal.SIGKILL)
 
 
-def ask(url: str, limit_s: float = 10.0, *, model: str | None = None) -> httpx.Response:
-    """One question to the server; of a router's, one of its models."""
-    body: dict[str, object] = {"model": model} if model else {}
-    body |= {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-    return httpx.post(f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=limit_s)
+def ask(url: str, limit_s: float = 10.0, *, model: str | None = None, dialect: Dialect | None = None) -> httpx.Response:
+    """The first of its dialect's requests that generate, else a chat; of a router's, one of its models."""
+    request = (dialect or Dialect()).generating[0]
+    body = {"model": model} if model else {}
+    return httpx.post(f"{url}{request.path}", json={**body, **request.body}, trust_env=False, timeout=limit_s)
 
 
 def _ask(scene: Scene) -> None:
