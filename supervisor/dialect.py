@@ -139,6 +139,8 @@ class Dialect:
         health_infers: a health probe costs an inference.
         models: the names of the models that are loaded.
         states: for an engine that holds several models: what each is doing, by name and alias.
+        several: for an engine that may hold several: (the body of its list of models, the model in question or None)
+            -> the dialect with readings that ask about that model; None: this server holds one.
         chat_path, completions_path, responses_path, images_path: OpenAI's routes, where the engine has them.
         generating: requests that make the engine generate; each must refuse strangers.
         open_paths: routes that answer without a key by design.
@@ -171,6 +173,7 @@ class Dialect:
         default_factory=lambda: Reading(path="/v1/models", read=openai_models)
     )
     states: Reading[Mapping[str, ModelState]] | None = None
+    several: Callable[[str, str | None], Dialect | None] | None = None
     chat_path: str | None = "/v1/chat/completions"
     completions_path: str | None = "/v1/completions"
     responses_path: str | None = "/v1/responses"

@@ -208,6 +208,8 @@ async def _recognised(endpoint: Endpoint, dialects: Sequence[Dialect]) -> Endpoi
     names = reading.read(answer.body) or ()
     entries = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
     owners = [entry.get("owned_by") for entry in entries]
-    dialect = next((dialect for dialect in dialects if dialect.owned_by in owners), None)
-    model = next((name for name in names if name.strip()), None)
-    return replace(endpoint, dialect=endpoint.dialect or dialect, model=endpoint.model or model)
+    dialect = endpoint.dialect or next((dialect for dialect in dialects if dialect.owned_by in owners), None)
+    model = endpoint.model or next((name for name in names if name.strip()), None)
+    if dialect and dialect.several:
+        dialect = dialect.several(answer.body, model) or dialect
+    return replace(endpoint, dialect=dialect, model=model)

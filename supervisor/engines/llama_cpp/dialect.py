@@ -116,6 +116,13 @@ def asleep(body: str) -> bool | None:
     return sleeps if isinstance(sleeps, bool) else None
 
 
+def of_several(models: str, model: str | None) -> Dialect | None:
+    """Return the dialect of a router, which tells the state of each model in its list of them; None: it is none."""
+    from supervisor.engines.llama_cpp.router_dialect import dialect_of, parse_states  # it is made of this dialect
+
+    return dialect_of([model] if model else []) if parse_states(models) else None
+
+
 def vision(body: str) -> bool | None:
     """Return whether the model takes pictures, from `/props`."""
     props = _json(body)
@@ -158,6 +165,7 @@ LLAMA_CPP: Final = Dialect(
     slots=Reading(path="/props", read=total_slots),
     vision=Reading(path="/props", read=vision),
     asleep=Reading(path="/props", read=asleep),
+    several=of_several,
     loading=LOADING,
     metrics_hint="llama-server needs --metrics",
     weight_files=shards,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from supervisor.engines.base import EngineKind
 from supervisor.engines.llama_cpp.dialect import COUNTERS, LLAMA_CPP, READY, accept, parse_line
-from supervisor.engines.llama_cpp.router_dialect import ROUTER, is_router
+from supervisor.engines.llama_cpp.router_dialect import dialect_of, is_router
 from supervisor.engines.llama_cpp.server import TAIL_LINES, rarer
 from supervisor.profile import accept_2xx
 
@@ -41,7 +41,7 @@ def adopt(profile: Profile) -> Profile:
         liveness=liveness,
         logs=replace(profile.logs, parse=parse_line, tail_lines=max(profile.logs.tail_lines, TAIL_LINES)),
         api_key_env=profile.api_key_env or "LLAMA_API_KEY",
-        dialect=ROUTER if router else LLAMA_CPP,
+        dialect=dialect_of([health.model_id] if health.model_id else []) if router else LLAMA_CPP,
     )
 
 

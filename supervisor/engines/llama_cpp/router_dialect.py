@@ -84,6 +84,7 @@ def dialect_of(models: Sequence[str] = (), *, autoload: bool = True) -> Dialect:
         LLAMA_CPP,
         models=Reading(path=_MODELS, read=_served),
         states=Reading(path=_MODELS, read=partial(parse_states, autoload=autoload)),
+        several=None,
         asleep=Reading(path=_MODELS, read=_all_asleep),
         requests=(Reading(path=f"/metrics{about}", read=running),) if about else (),
         token_counters=replace(LLAMA_CPP.token_counters, path=f"/metrics{about}")

@@ -81,6 +81,16 @@ def test_what_one_model_tells() -> None:
     assert ROUTER.requests == ()
 
 
+def test_a_router_among_servers() -> None:
+    """The list of models tells a router from a server with one model; a check from outside then asks about one."""
+    assert LLAMA_CPP.several
+    found = LLAMA_CPP.several(said("models").body, "sea")
+    assert found
+    assert found.slots
+    assert found.slots.path == "/props?model=sea&autoload=false"
+    assert LLAMA_CPP.several(exchange("embedded", "models").body, "gemma-3-270m") is None
+
+
 @pytest.mark.parametrize("body", ["", "[]", "{}", "null", '{"data": 1}', '{"data": [{"id": "a"}]}', '{"data": [1]}'])
 def test_answers_that_do_not_tell(body: str) -> None:
     """An answer of another shape tells nothing, and raises nothing."""
