@@ -41,7 +41,7 @@ _OPTIONS: Final = (
         "--warmup",
         "warmups",
         multiple=True,
-        metavar="text|thinking|image|tools|FILE",
+        metavar="text|thinking|image|tools|draw|FILE",
         help="A request whose answer must be good before READY. Repeatable; FILE holds a JSON body.",
     ),
     click.option("--auth-check", is_flag=True, help="Not READY unless the server refuses requests without the key."),

@@ -1,8 +1,9 @@
 """A text-to-image pipeline in plain Python, with the interface of those of diffusers: for the real image server.
 
 What it draws depends on prompt, seed, size, steps and guidance alone. It misbehaves as its folder says: `faults.json`
-holds `load_s`, `step_s`, `load_error`, `hang_load`, `hang_at` (a step), `reread` (the weights
-anew for each image), and `by_prompt`: a prompt -> the error that it raises.
+holds `load_s`, `step_s`, `load_error`, `hang_load`, `hang_at` (a step), `gated` (a file `gate` beside it holds how many
+steps of an image may be done), `reread` (the weights anew for each image), and `by_prompt`: a prompt -> the error that
+it raises.
 """
 
 from __future__ import annotations
@@ -85,6 +86,10 @@ class TinyPipeline:
         time.sleep(faults.get("load_s", 0.0))
         return cls(faults, weights, path / WEIGHTS)
 
+    def _allowed(self) -> int:
+        gate = self._path.with_name("gate")
+        return int(gate.read_text() or 0) if gate.exists() else 0
+
     def to(self, device: str) -> TinyPipeline:
         assert device
         return self
@@ -103,6 +108,8 @@ class TinyPipeline:
         if error := ERRORS.get(self._faults.get("by_prompt", {}).get(prompt, "")):
             raise error
         for step in range(num_inference_steps):
+            while self._faults.get("gated") and step >= self._allowed():
+                time.sleep(0.005)
             time.sleep(self._faults.get("step_s", 0.0))
             if self._faults.get("hang_at") == step:
                 threading.Event().wait()

@@ -19,8 +19,8 @@ from supervisor.profile import Stop
 from support import until
 from tools.image_server import KEY, ROUTE, SMALL, Server, images, pipeline, running
 
-STEP_S = 0.05
-LONG: dict[str, Any] = {**SMALL, "steps": 100}  # 5 s, unless it is given up
+LONG: dict[str, Any] = {**SMALL, "steps": 1000}  # a minute, unless it is given up
+STEP_S = 0.06
 
 
 @contextmanager
@@ -48,39 +48,83 @@ def leave_in_the_middle(server: Server, body: bytes) -> socket.socket:
     return connection
 
 
+class Gated:
+    """A server whose images go on step by step, as it is told.
+
+    Attributes:
+        server: it.
+        gate: a file with the number of steps that each image may have done.
+    """
+
+    def __init__(self, server: Server, gate: Path) -> None:
+        self.server = server
+        self._gate = gate
+
+    def open(self, steps: int) -> None:
+        """Let each image have done so many steps."""
+        self._gate.with_suffix(".new").write_text(str(steps))
+        self._gate.with_suffix(".new").replace(self._gate)
+
+
+@contextmanager
+def gated(folder: Path, **settings: Any) -> Iterator[Gated]:
+    """Such a server, its gate closed."""
+    with running(pipeline(folder, gated=True), **settings) as server:
+        yield Gated(server, folder / "gate")
+
+
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that takes its time, with room for one more."""
-    with running(pipeline(tmp_path_factory.mktemp("slow"), step_s=STEP_S), max_queue=1) as server:
-        yield server
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gated]:
+    """A server with room for one that waits."""
+    with gated(tmp_path_factory.mktemp("gated"), max_queue=1) as it:
+        yield it
 
 
-def test_the_queue_is_bounded(slow: Server) -> None:
+def test_the_queue_is_bounded(one: Gated) -> None:
     """One request is drawn, one waits, the third is refused with 503 and told when to come again."""
-    with asking(slow, {**SMALL, "steps": 20}, {**SMALL, "steps": 1}) as asked:
-        assert places(slow) == (1, 1)
-        assert IMAGES.requests[0].read(slow.get("/metrics").text) == 2
-        refused = slow.post(SMALL)
+    one.open(0)
+    with asking(one.server, SMALL, SMALL) as asked:
+        assert places(one.server) == (1, 1)
+        assert IMAGES.requests[0].read(one.server.get("/metrics").text) == 2
+        refused = one.server.post(SMALL)
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "queue_full"
         assert 1 <= int(refused.headers["Retry-After"]) <= 60
+        one.open(4)
         assert [each.result().status_code for each in asked] == [200, 200]
-    assert places(slow) == (0, 0)
+    assert places(one.server) == (0, 0)
 
 
-def test_a_client_that_goes_away_ends_its_image_with_the_step(slow: Server) -> None:
+def test_each_step_counts_as_work(one: Gated) -> None:
+    """While an image is drawn the counter of steps grows, so that the watchdog takes a long one for traffic."""
+    one.open(0)
+    steps, images = (one.server.count(f"images_{what}_total") for what in ("steps", "generated"))
+    with asking(one.server, SMALL) as (asked,):
+        for done in (1, 2, 3):
+            one.open(done)
+            until(lambda done=done: one.server.count("images_steps_total") == steps + done)  # type: ignore[misc]
+            assert one.server.count("images_generated_total") == images
+        one.open(4)
+        assert asked.result().status_code == 200
+    assert one.server.count("images_generated_total") == images + 1
+
+
+def test_a_client_that_goes_away_ends_its_image_with_the_step(one: Gated) -> None:
     """The running one is given up, and so is one that waits; the next request is served."""
-    with leave_in_the_middle(slow, b'{"prompt": "a", "size": "16x16", "steps": 100}') as first:
-        until(lambda: places(slow) == (1, 0))
-        with leave_in_the_middle(slow, b'{"prompt": "b", "size": "16x16", "steps": 100}'):
-            until(lambda: places(slow) == (1, 1))
-        until(lambda: places(slow) == (1, 0))
+    one.open(0)
+    images = one.server.count("images_generated_total")
+    with leave_in_the_middle(one.server, b'{"prompt": "a", "size": "16x16", "steps": 9}') as first:
+        until(lambda: places(one.server) == (1, 0))
+        with leave_in_the_middle(one.server, b'{"prompt": "b", "size": "16x16", "steps": 9}'):
+            until(lambda: places(one.server) == (1, 1))
+        until(lambda: places(one.server) == (1, 0))
         first.close()
-        until(lambda: places(slow) == (0, 0))
-    images = slow.count("images_generated_total")
-    assert slow.post(SMALL).status_code == 200
-    assert slow.count("images_generated_total") == images + 1
-    assert any("given up, because nobody waits for it" in line for line in slow.lines)
+        one.open(1)
+        until(lambda: places(one.server) == (0, 0))
+    one.open(9)
+    assert one.server.post(SMALL).status_code == 200
+    assert one.server.count("images_generated_total") == images + 1
+    assert any("given up, because nobody waits for it" in line for line in one.server.lines)
 
 
 def test_the_load_is_told_by_its_stage(tmp_path: Path) -> None:
@@ -131,13 +175,15 @@ def test_a_lost_device_ends_the_server(tmp_path: Path) -> None:
 
 def test_sigterm_lets_the_running_image_finish_and_refuses_the_others(tmp_path: Path) -> None:
     """The running request is answered, the waiting one and new ones get 503, and the exit code is 0."""
-    with running(pipeline(tmp_path / "model", step_s=STEP_S)) as server:
-        with asking(server, {**SMALL, "steps": 30}, SMALL) as (drawn, waiting):
+    with gated(tmp_path / "model") as it:
+        server = it.server
+        with asking(server, SMALL, SMALL) as (drawn, waiting):
             server.signal()
             refused = waiting.result()
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
             assert server.health()[0] == 503
             assert server.post(SMALL).status_code == 503
+            it.open(4)
             assert drawn.result().status_code == 200
         assert server.process.wait(30) == 0
 
@@ -146,7 +192,7 @@ def test_sigterm_lets_the_running_image_finish_and_refuses_the_others(tmp_path: 
 def test_when_the_grace_is_over_the_image_is_given_up(tmp_path: Path, faults: dict[str, Any]) -> None:
     """A long image ends with its step, one that hangs with the process; the exit code is 0 either way."""
     folder = pipeline(tmp_path / "model", **faults)
-    with running(folder, stop=Stop(grace_s=0.4)) as server, asking(server, LONG) as (asked,):
+    with running(folder, stop=Stop(grace_s=0.4), max_steps=1000) as server, asking(server, LONG) as (asked,):
         server.signal(signal.SIGINT)
         assert server.process.wait(30) == 0
         assert asked.result().status_code == 503
