@@ -110,6 +110,7 @@ class LlamaRouter:
         require(enough, "models_max", self.models_max, f"at least {len(self.must_load)}, for all of must_load")
         idle = self.sleep_idle_s
         require(idle is None or (type(idle) is int and idle > 0), "sleep_idle_s", idle, "a whole number, 1 or more")
+        require(self.metrics or not idle, "metrics", self.metrics, "True when sleep_idle_s is set")
         check_key(self.api_key, open_access=self.open_access)
         check_environment(self.env, self.inherit_env)
         for argument in self.extra_args:

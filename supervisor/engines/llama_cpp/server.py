@@ -156,6 +156,8 @@ class LlamaServer:
         check_environment(self.env, self.inherit_env)
         for argument in self.extra_args:
             self._refuse_owned(argument)
+        # Only /metrics counts requests without waking the server.
+        require(self.metrics or not self.sleep_idle_s, "metrics", self.metrics, "True when sleep_idle_s is set")
         if self.liveness and self.sleep_idle_s:
             rare = self.liveness.inference_every_s > self.sleep_idle_s
             allowed = f"more than sleep_idle_s={self.sleep_idle_s}: the watchdog's own requests would keep it awake"

@@ -137,6 +137,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"models": ()}, "models=.* at least one, unless models_dir or preset is given"),
     ({"preset": Path("x.ini")}, "preset=.* None when models are given"),
     ({"sleep_idle_s": 0}, "sleep_idle_s=0"),
+    ({"sleep_idle_s": 9, "metrics": False}, "metrics=False .* True when sleep_idle_s is set"),
     ({"extra_args": ("--model", "x")}, "extra_args='--model' .* free of --model"),
     ({"env": {"LLAMA_ARG_MODELS_MAX": "1"}}, r"free of LLAMA_ARG_\* variables"),
 ]

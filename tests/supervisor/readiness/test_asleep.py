@@ -65,6 +65,8 @@ def test_the_watchdog_does_not_keep_it_awake() -> None:
     assert profile.command[profile.command.index("--sleep-idle-seconds") + 1] == "300"
     with pytest.raises(ProfileError, match=r"inference_every_s=60\.0 is not valid: .* more than sleep_idle_s=300"):
         LlamaServer(**settings, liveness=Liveness(period_s=5))  # type: ignore[arg-type]
+    with pytest.raises(ProfileError, match="metrics=False is not valid: it must be True when sleep_idle_s is set"):
+        LlamaServer(**settings, metrics=False)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("flags", "every_s"), [((), 60), (("--sleep-idle-seconds", "90"), 180)])
