@@ -23,7 +23,7 @@ same ones may agree, so record when nothing else runs. Zeros over 1 MB in 128 of
 
 An engine that only draws (its dialect has a route for images and none for chats) is asked for a picture instead, of
 the same prompt and seed. Its pixels must be the same: FLUX.2-klein's pipeline gave equal ones each time, on a CPU
-(diffusers 0.42.1, torch 2.15, random weights) as on an H200, there also over a driver's checkpoint and restore.
+(diffusers 0.42.1, torch 2.13, random weights) as on an H200, there also over a driver's checkpoint and restore.
 
 What 8 tokens cannot show: damage to weights that they hardly use (4 MB of zeros in the embeddings of other words moved
 them by 0.0002; experts that were not chosen), and, on engines that cannot leave their prompt cache aside for one

@@ -21,7 +21,7 @@ COUNTERS: Final = r"(?m)^images_(?:steps|generated)_total +\S+"
 """Steps count while an image is drawn, so that a long one shows as work."""
 
 OUT_OF_MEMORY: Final = r"(?i)OutOfMemoryError|(?:CUDA|HIP) out of memory|can't allocate memory|\(out of memory\)"
-"""What the log says when weights or an image did not fit, on a GPU or in RAM (words of torch 2.15)."""
+"""What the log says when weights or an image did not fit, on a GPU or in RAM (words of torch 2.13)."""
 
 _LINE: Final = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) (.*)", re.DOTALL)
 
@@ -49,7 +49,7 @@ def parse_line(line: str) -> tuple[Level, str]:
 
 
 def weight_files(model: Path) -> tuple[Path, ...]:
-    """Return the weights of a pipeline's folder; the folder itself when there are none yet."""
+    """Return the weights in a pipeline's folder; the path itself when it is a file, or holds none."""
     return tuple(sorted(model.rglob("*.safetensors"))) or (model,)
 
 

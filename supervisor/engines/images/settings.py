@@ -166,7 +166,7 @@ class Images:
             api_key=self.api_key,
             api_key_env=KEY_VARIABLE,
             open_access=self.open_access,
-            weights=weight_files(self.model) if self.model.is_dir() else (),
+            weights=tuple(path for path in weight_files(self.model) if path.is_file()),
             health=Health(accept=accept, model_id=self.model_id, ready_pattern=READY),
             timeouts=self.timeouts or Timeouts(),
             stop=stop,

@@ -146,7 +146,9 @@ def test_the_profile(tmp_path: Path) -> None:
     assert profile.weights == profile.dialect.weight_files(tmp_path)
     assert (profile.health.model_id, profile.liveness.counters_path) == ("klein", "/metrics")
     assert not any(re.match("PYTHON|VIRTUAL", pattern) for pattern in profile.inherit_env)
-    assert images().profile().weights == ()
+    assert images().profile().weights == images(model=tmp_path / "vae" / "none").profile().weights == ()
+    (tmp_path / "empty").mkdir()
+    assert images(model=tmp_path / "empty").profile().weights == ()
     assert "HF_HUB_OFFLINE" not in images(offline=False).profile().env
 
 
