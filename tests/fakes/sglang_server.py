@@ -140,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the base class names it so
-        log(f'INFO:     {self.client_address[0]}:{self.client_address[1]} - {format % args}')
+        log(f"INFO:     {self.client_address[0]}:{self.client_address[1]} - {format % args}")
 
     def allowed(self, path: str) -> bool:
         keys, sent = self.engine.keys, self.headers.get("Authorization", "").removeprefix("Bearer ")

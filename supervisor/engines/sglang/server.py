@@ -83,8 +83,9 @@ class Sglang:
         metrics: serve `/metrics`, by which the watchdog sees traffic.
         memory_saver: release the GPU's memory at the seal and resume it afterwards. The weights are kept in host memory
             meanwhile, without which they would be garbage.
-        event_loop: `asyncio` keeps uvloop out, which sets up an io_uring on bare Linux, and no snapshot of processes
-            holds one; it answers a little slower. None: SGLang's own choice, which is uvloop.
+        event_loop: `asyncio` keeps libuv out (uvloop, and the store of torch's process groups), which sets up an
+            io_uring on bare Linux, and no snapshot of processes holds one; it answers a little slower. None: SGLang's
+            own choice, which is uvloop.
         config: a YAML file of SGLang's (`tool-call-parser: qwen25`); a key that belongs to a setting that is given is
             refused, because the command line would silently win.
         api_key: what clients send. Never in argv or the environment.
@@ -249,6 +250,7 @@ class Sglang:
             users = self.env.get("PYTHONPATH")
             more = (users,) if isinstance(users, str) and users else ()
             own["PYTHONPATH"] = os.pathsep.join((str(LOOP_FOLDER), *more))
+            own.setdefault("USE_LIBUV", "0")  # torch's TCP store is built on libuv too, and opens an io_uring (seen)
         return own
 
     def _given(self) -> frozenset[str]:

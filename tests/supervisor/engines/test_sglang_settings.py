@@ -208,7 +208,8 @@ def test_asyncio_stands_in_for_uvloop() -> None:
     """With `event_loop="asyncio"` what SGLang imports as uvloop opens no io_uring; the user's own path stays."""
     env = settings(event_loop="asyncio", env={"PYTHONPATH": "/opt/mine"}).profile(KNOWN).env
     assert env["PYTHONPATH"] == f"{LOOP_FOLDER}:/opt/mine"
-    assert "PYTHONPATH" not in settings().profile(KNOWN).env
+    assert env["USE_LIBUV"] == "0"  # of torch's store
+    assert not {"PYTHONPATH", "USE_LIBUV"} & settings().profile(KNOWN).env.keys()
     program = (
         "import asyncio, uvloop; asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())\n"
         "async def loop(): return type(asyncio.get_running_loop()).__module__\n"
