@@ -136,7 +136,6 @@ class Dialect:
     Attributes:
         engine: its name, for people and logs.
         owned_by: what the engine's own model list gives as `owned_by`, by which an endpoint's engine is recognised.
-        health_infers: a health probe costs an inference.
         models: the names of the models that are loaded.
         states: for an engine that holds several models: what each is doing, by name and alias.
         several: for an engine that may hold several: (the body of its list of models, the model in question or None)
@@ -168,7 +167,6 @@ class Dialect:
 
     engine: str = "plain"
     owned_by: str | None = None
-    health_infers: bool = False
     models: Reading[tuple[str, ...]] | None = field(
         default_factory=lambda: Reading(path="/v1/models", read=openai_models)
     )
