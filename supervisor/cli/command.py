@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from supervisor import events
-from supervisor.cli.options import override
+from supervisor.cli.options import override, stop_as_given
 from supervisor.engines import PlainServer
 from supervisor.loading import variables
 
@@ -27,8 +28,10 @@ def of_command(command: tuple[str, ...], given: dict[str, Any]) -> tuple[Profile
 
     kind = catalogue.named(given["engine"]) if given["engine"] else catalogue.guess(command)
     server = PlainServer(command=command, env=variables(given["env"]), port=given["port"] or 0)
-    profile, hooks = override(server.profile(), server.hooks(), given)
+    # The limits of the stop come last: an engine knows whom to signal, and the user for how long to wait.
+    profile, hooks = override(server.profile(), server.hooks(), given | {"grace_s": None, "drain_s": None})
     profile = kind.adopt(profile)
+    profile = replace(profile, stop=stop_as_given(profile.stop, given))
     return profile, kind.hooks(profile) + hooks, events.EngineChosen(engine=kind.name, why=_why(kind, given["engine"]))
 
 

@@ -15,7 +15,7 @@ from hooks.warmup import liveness_after
 from hooks.warmup import steps as warmup
 from supervisor.errors import ProfileError
 from supervisor.loading import variables
-from supervisor.profile import Profile
+from supervisor.profile import Profile, Stop
 from supervisor.redact import Secret
 from supervisor.steps import Hooks
 
@@ -42,7 +42,7 @@ _OPTIONS: Final = (
         "warmups",
         multiple=True,
         metavar="text|thinking|image|tools|draw|FILE",
-        help="A request whose answer must be good before READY. Repeatable; FILE holds a JSON body.",
+        help="A request whose answer must be good before READY, after the profile's own. Repeatable; FILE holds JSON.",
     ),
     click.option("--auth-check", is_flag=True, help="Not READY unless the server refuses requests without the key."),
     click.option("--open", "open_access", is_flag=True, help="The server is meant to answer without a key."),
@@ -50,7 +50,7 @@ _OPTIONS: Final = (
     click.option("--start-timeout-s", type=float, help="From the start until health answers, at most.  [600]"),
     click.option("--stall-s", type=float, help="Give up when nothing is read, computed or logged for so long.  [120]"),
     click.option("--step-timeout-s", type=float, help="For one warmup or check, at most.  [120]"),
-    click.option("--grace-s", type=float, help="From TERM to KILL, when stopping.  [10]"),
+    click.option("--grace-s", type=float, help="From TERM to KILL, when stopping.  [the engine's; plain: 10]"),
     click.option("--drain-s", type=float, help="For the last of the log, after the end.  [2]"),
     click.option(
         "--restart", type=click.Choice(["never", "on-failure", "on-resume"]), help="Whether to start it again.  [never]"
@@ -167,17 +167,25 @@ def override(profile: Profile, hooks: Hooks, given: dict[str, Any]) -> tuple[Pro
             allow_foreign_listener="allow_foreign_listener",
         ),
         timeouts=part(profile.timeouts, start_s="start_timeout_s", stall_s="stall_s", step_s="step_timeout_s"),
-        stop=part(profile.stop, grace_s="grace_s", drain_s="drain_s"),
+        stop=stop_as_given(profile.stop, given),
         restart=part(profile.restart, policy="restart", max_restarts="max_restarts"),
         liveness=liveness,
     )
     if given["warmups"]:
         steps = tuple(map(warmup.parse, given["warmups"]))
+        # In addition to the profile's, among which are those that close an engine's open routes.
+        added = tuple(step for step in steps if step not in hooks.warmup)
         # Whoever asks for a warmup serves a model: then a tiny inference can show a hang that /health hides.
-        hooks = replace(hooks, warmup=steps, liveness=hooks.liveness or liveness_after(steps))
+        hooks = replace(hooks, warmup=(*hooks.warmup, *added), liveness=hooks.liveness or liveness_after(steps))
     if given["auth_check"] and not any(isinstance(step, auth.AuthCheck) for step in hooks.warmup):
         hooks = replace(hooks, warmup=(*hooks.warmup, auth.AuthCheck(words=auth.COMMAND_LINE)))
     return profile, hooks
+
+
+def stop_as_given(stop: Stop, given: dict[str, Any]) -> Stop:
+    """Return the way to stop with the limits that were given on the command line."""
+    limits = {name: given[name] for name in ("grace_s", "drain_s") if given[name] is not None}
+    return replace(stop, **limits)
 
 
 def _key(variable: str | None) -> Secret | None:

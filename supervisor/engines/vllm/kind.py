@@ -33,14 +33,29 @@ def runs(argv: Sequence[str]) -> bool:
     )
 
 
+def served(argv: Sequence[str]) -> str | None:
+    """Return the name that clients must use, as the command tells; vLLM answers 404 to any other (seen in 0.32.0)."""
+    for flag in ("--served-model-name", "--model"):
+        for word, after in pairwise((*argv, "")):
+            if word == flag and after and not after.startswith("-"):
+                return after
+            if word.startswith(f"{flag}="):
+                return word.partition("=")[2] or None
+    return next((after for word, after in pairwise(argv) if word == "serve" and not after.startswith("-")), None)
+
+
 def adopt(profile: Profile) -> Profile:
-    """Return the profile with vLLM's processes, log lines, counters and grace."""
+    """Return the profile with vLLM's model name, processes, log lines, counters and grace."""
     liveness, logs = profile.liveness, profile.logs
     if liveness.counters_path is None and "--disable-log-stats" not in profile.command:
         liveness = replace(liveness, counters_path="/metrics", counters_pattern=COUNTERS)
     return replace(
         profile,
-        health=replace(profile.health, ready_pattern=profile.health.ready_pattern or READY),
+        health=replace(
+            profile.health,
+            model_id=profile.health.model_id or served(profile.command),
+            ready_pattern=profile.health.ready_pattern or READY,
+        ),
         liveness=liveness,
         logs=replace(
             logs,

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import pytest
 from hooks.auth import AuthCheck
 from hooks.warmup import Ping, RawJson, Repeat, Text, Thinking
 from supervisor import events
+from supervisor.cli.command import of_command
 from supervisor.cli.notify import Notifier
 from supervisor.cli.options import override, shared_options
+from supervisor.engines.sglang.server import STOP
 from supervisor.errors import ProfileError
 from supervisor.events import Event
-from supervisor.profile import Liveness, Profile, Restart
+from supervisor.profile import Liveness, Profile, Restart, Stop
 from supervisor.redact import Secret
 from supervisor.steps import Hooks
 from support import until_async
@@ -130,11 +133,32 @@ def test_a_key_closes_an_open_profile(monkeypatch: pytest.MonkeyPatch) -> None:
         overridden("--api-key-env", "HOUSE_KEY", "--open")
 
 
-def test_warmups_replace_the_hooks_and_bring_a_liveness_check() -> None:
-    """Whoever names warmups gets these; a server of models is then also asked whether it still computes."""
+def test_warmups_come_after_the_profiles_own_and_bring_a_liveness_check() -> None:
+    """Named warmups come once each; a server of models is then also asked whether it still computes."""
     _, hooks = overridden("--warmup", "text", "--warmup", "thinking", hooks=Hooks(warmup=(Text(),)))
     assert hooks.warmup == (Text(), Thinking())
     assert hooks.liveness == (Ping(),)
+
+
+def test_a_warmup_takes_no_step_of_the_profile_away() -> None:
+    """An engine's own Steps, such as one that closes its open routes, stay in front of the named ones."""
+    own = Hooks(warmup=(AuthCheck(),))
+    assert overridden("--warmup", "text", hooks=own)[1].warmup == (AuthCheck(), Text())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), STOP),
+        (("--grace-s", "10"), replace(STOP, grace_s=10)),
+        (("--drain-s", "3"), replace(STOP, drain_s=3)),
+    ],
+)
+def test_a_limit_of_the_stop_leaves_the_rest_to_the_engine(options: tuple[str, ...], expected: Stop) -> None:
+    """`--grace-s` changes for how long, and not whom the engine wants to be signalled."""
+    command = ("python", "-m", "sglang.launch_server", "--port", "{port}")
+    profile, _, _ = of_command(command, given(*options) | {"engine": None})
+    assert profile.stop == expected
 
 
 def test_a_server_that_was_warmed_from_a_file_is_not_asked_to_chat(tmp_path: Path) -> None:

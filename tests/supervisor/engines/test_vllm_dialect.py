@@ -17,7 +17,7 @@ from supervisor.engines.vllm.dialect import COUNTERS, OUT_OF_MEMORY, READY, VITA
 from supervisor.engines.vllm.guard.warmboot_vllm_guard import OPEN
 from supervisor.engines.vllm.server import GRACE_S, TAIL_ERRORS
 from supervisor.engines.vllm.weights import cached, weight_files
-from supervisor.profile import Profile, Stop
+from supervisor.profile import Health, Profile, Stop
 from tools.transcripts import TESTDATA, Exchange, exchange
 
 LOGS = ("engine", "engine-core-killed", "worker-error", "parallel-size", "unknown-flag")
@@ -220,6 +220,24 @@ def test_weights_of_a_hubs_cache(tmp_path: Path) -> None:
 def test_the_command_tells_the_engine(command: str, name: str) -> None:
     """The engine is guessed from the command that starts its server, and from no other of its commands."""
     assert catalogue.guess(command.split()).name == name
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("vllm serve Qwen/Qwen3-8B --port 1", "Qwen/Qwen3-8B"),
+        ("vllm serve /models/q --served-model-name small other", "small"),
+        ("vllm serve --served-model-name=small /models/q", "small"),
+        ("python -m vllm.entrypoints.openai.api_server --model /models/q", "/models/q"),
+        ("vllm serve --config x.yaml", None),
+    ],
+)
+def test_the_command_tells_the_name_of_the_model(command: str, name: str | None) -> None:
+    """vLLM answers 404 to another name, so that warmups, golden answers and the line to try must use this one."""
+    plain = Profile(name="x", command=tuple(command.split()), port=1)
+    kind = catalogue.named("vllm")
+    assert kind.adopt(plain).health.model_id == name
+    assert kind.adopt(replace(plain, health=Health(model_id="mine"))).health.model_id == "mine"
 
 
 def test_a_bare_command_is_adopted() -> None:
