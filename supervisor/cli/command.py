@@ -26,7 +26,7 @@ def of_command(command: tuple[str, ...], given: dict[str, Any]) -> tuple[Profile
     """
     from supervisor.engines import catalogue  # the other commands start without every engine's imports
 
-    kind = catalogue.named(given["engine"]) if given["engine"] else catalogue.guess(command)
+    kind = catalogue.named(given["engine"]) if given["engine"] is not None else catalogue.guess(command)
     server = PlainServer(command=command, env=variables(given["env"]), port=given["port"] or 0)
     # The limits of the stop come last: an engine knows whom to signal, and the user for how long to wait.
     profile, hooks = override(server.profile(), server.hooks(), given | {"grace_s": None, "drain_s": None})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from supervisor.errors import ProfileError
-from supervisor.redact import GUESSED_MIN_CHARS, Secret, is_secret_name
+from supervisor.redact import GUESSED_MIN_CHARS, MASK, Secret, is_secret_name
 
 __all__ = ["variables"]
 
@@ -23,7 +23,7 @@ def variables(pairs: Sequence[str]) -> dict[str, str | Secret]:
     for text in pairs:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise ProfileError(field="--env", value=name, allowed="KEY=VALUE")
+            raise ProfileError(field="--env", value=MASK, allowed="KEY=VALUE")
         secret = is_secret_name(name) and len(value.strip()) >= GUESSED_MIN_CHARS
         found[name] = Secret(value, name=name) if secret else value
     return found

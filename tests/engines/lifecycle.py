@@ -181,14 +181,14 @@ async def hang(session: Session) -> Seen:
 
 async def crash(session: Session, pattern: str) -> Seen:
     """A process that is killed is noticed, and a cold start heals it; nothing of the old life stays."""
-    pid, trace, port = await _victim(session, pattern), await session.trace(), session.child.port
+    pid, trace = await _victim(session, pattern), await session.trace()
     began = time.monotonic()
     os.kill(pid, signal.SIGKILL)
     limit_s = session.recipe.notice_s
     noticed_s, _ = await session.wait_for(events.Stopping, began, limit_s, "the notice of the crash")
     _, failed = await session.wait_for(events.Failed, began, limit_s + _RESTART_S, "the end of the crashed life")
     seen = await _healed(session, began, noticed_s, failed.error)
-    if left := await anyio.to_thread.run_sync(partial(trace.left, but_port=port)):
+    if left := await anyio.to_thread.run_sync(trace.left):
         raise CheckFailed(f"left behind by the crashed life: {', '.join(left)}")
     stays = trace.files_left()
     return Seen(seconds=seen.seconds, detail=f"{seen.detail}{_stays(stays)}")

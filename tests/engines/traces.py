@@ -23,18 +23,19 @@ class Trace:
 
     Attributes:
         began: pid -> when it started.
-        ports: on which a member listened.
+        listening: inode -> port of each socket on which a member listened. By inode, because the next life, or an
+            engine beside it, may be given the same number.
         shared: files below /dev/shm that a member had mapped or open.
     """
 
     began: dict[int, int]
-    ports: tuple[int, ...]
+    listening: dict[str, int]
     shared: tuple[str, ...]
 
-    def left(self, *, but_port: int | None = None) -> list[str]:
-        """Return the processes and ports that are still there after a moment; `but_port`: the next life has it."""
+    def left(self) -> list[str]:
+        """Return the processes and ports that are still there after a moment."""
         ends = time.monotonic() + _GONE_S
-        while (left := self._left(but_port)) and time.monotonic() < ends:
+        while (left := self._left()) and time.monotonic() < ends:
             time.sleep(0.02)
         return left
 
@@ -42,22 +43,22 @@ class Trace:
         """Return the shared memory that still has a name."""
         return [path for path in self.shared if Path(path).exists()]
 
-    def _left(self, but_port: int | None) -> list[str]:
+    def _left(self) -> list[str]:
         now = {pid: processes.stat(pid) for pid in self.began}
         alive = [pid for pid, stat in now.items() if stat and not stat.zombie and stat.began == self.began[pid]]
-        open_ports = {listener.port for listener in listeners()}
+        open_now = {listener.inode for listener in listeners()}
         return [
             *(f"process {pid}" for pid in alive),
-            *(f"port {port}" for port in self.ports if port in open_ports and port != but_port),
+            *(f"port {port}" for inode, port in self.listening.items() if inode in open_now),
         ]
 
 
 def trace_of(leader: int, cookie: str | None) -> Trace:
     """Read what a tree holds now."""
-    members = processes.living(leader, cookie)
+    members, ports = processes.living(leader, cookie), listening_ports(leader, cookie)
     return Trace(
         began={member.pid: member.began for member in members},
-        ports=tuple(listening_ports(leader, cookie)),
+        listening={listener.inode: listener.port for listener in listeners() if listener.port in ports},
         shared=tuple(sorted({path for member in members for path in _shared(member.pid)})),
     )
 

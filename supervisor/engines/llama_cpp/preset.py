@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -175,6 +176,7 @@ def marked(text: str, sections: Preset, must_load: Sequence[str]) -> str:
     """
     lines = text.splitlines()
     for name in must_load:
+        require(name not in ("*", "default"), "must_load", name, "the name of a model")
         if name not in sections:
             lines += ["", f"[{name}]", f"{ON_STARTUP} = true"]
         elif (value := sections[name].get(ON_STARTUP)) is None:
@@ -224,5 +226,7 @@ class WritePreset:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Under another name first: another supervisor's router may be reading it.
         new = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.new")
-        new.write_text(self.text, encoding="utf-8")
+        # Ours alone: a preset of the user's may hold tokens, and his own file may be private.
+        with open(new, "w", encoding="utf-8", opener=partial(os.open, mode=0o600)) as file:
+            file.write(self.text)
         new.replace(self.path)

@@ -206,7 +206,7 @@ class LlamaRouter:
         for argument in self.extra_args:
             if (name := flag_of(argument)) and name not in known:
                 binary = " ".join(self.command)
-                raise UnsupportedFlag(field="extra_args", value=argument, allowed=name, binary=binary)
+                raise UnsupportedFlag(field="extra_args", value=name, allowed=name, binary=binary)
         return [*out, *self.extra_args]
 
     def _preset_text(self, known: frozenset[str]) -> str | None:

@@ -250,8 +250,8 @@ class LlamaServer:
     def _extra(self, known: frozenset[str]) -> tuple[str, ...]:
         for argument in self.extra_args:
             if name := flag_of(argument):
-                self._need(known, "extra_args", argument, name)
-                require("=" not in argument, "extra_args", argument, "two arguments: llama-server splits none at '='")
+                self._need(known, "extra_args", name, name)
+                require("=" not in argument, "extra_args", name, "two arguments: llama-server splits none at '='")
         return self.extra_args
 
     def _need(self, known: frozenset[str], setting: str, value: object, name: str) -> None:

@@ -86,7 +86,9 @@ def check_extra(arguments: Iterable[str], known: frozenset[str], command: str) -
         if name := flag_of(argument):
             refuse_owned(argument)
             if name not in known:
-                raise UnsupportedFlag(field="extra_args", value=argument, allowed=name, binary=command)
+                raise UnsupportedFlag(
+                    field="extra_args", value=name, allowed=name, binary=command
+                )  # not what follows =
 
 
 def check_config(path: Path, given: Collection[str], known: frozenset[str] | None = None, command: str = "") -> None:

@@ -6,6 +6,7 @@ SGLang takes one `--config`, so that the user's own file stands in front of the 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -35,9 +36,10 @@ _GONE: Final = (events.TeardownFinished, events.Failed, events.Stopped)
 
 @dataclass(slots=True)
 class _Written:
-    """Where the file lies; None: nowhere."""
+    """Where the file lies, and the descriptor that holds its lock; None: nowhere."""
 
     path: Path | None = None
+    lock: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +74,14 @@ class PrivateConfig:
         path = path_in(child.argv)
         self._remove()
         text = self._text(child)
+        _sweep(path)
         _private_folder(path.parent)
         self._written.path = path
         path.unlink(missing_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with suppress(OSError):  # no locks here: nobody sweeps either
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._written.lock = os.dup(descriptor)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             os.fchmod(descriptor, 0o600)  # whatever the umask says
             file.write(text)
@@ -85,10 +91,13 @@ class PrivateConfig:
 
     def _remove(self) -> None:
         path, self._written.path = self._written.path, None
+        lock, self._written.lock = self._written.lock, None
         if path is not None:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
                 path.parent.rmdir()
+        if lock is not None:
+            os.close(lock)
 
     def _text(self, child: Child) -> str:
         lines = []
@@ -108,6 +117,25 @@ class PrivateConfig:
 def path_in(argv: tuple[str, ...]) -> Path:
     """Return the file that a command names with its last `--config`; a wrapper may have one of its own."""
     return Path(argv[len(argv) - argv[::-1].index("--config")])
+
+
+def _sweep(path: Path) -> None:
+    """Remove the files of supervisors that were killed meanwhile: nobody holds their locks.
+
+    One that is empty is being made: it is locked before the keys are written.
+    """
+    pattern = f"{path.parent.name.rpartition('-')[0]}-*/{path.name}"
+    for left in path.parent.parent.glob(pattern):
+        with suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                seen = os.fstat(descriptor)
+                if seen.st_uid == os.geteuid() and stat.S_ISREG(seen.st_mode) and seen.st_size:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    left.unlink()
+                    left.parent.rmdir()
+            finally:
+                os.close(descriptor)
 
 
 def _private_folder(folder: Path) -> None:

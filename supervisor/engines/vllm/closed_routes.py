@@ -26,6 +26,7 @@ GUARD: Final = f"{guard.__name__.rpartition('.')[2]}.{guard.Guard.__name__}"
 # Asked with GET, which none of them but the first answers: a route that is there and open says 405.
 ADMINISTRATION: Final = (IS_SLEEPING, "/sleep", "/wake_up", "/collective_rpc", "/reset_prefix_cache")
 INVOCATIONS: Final = "/invocations"
+MODELS: Final = "/v1/models"
 _REFUSED: Final = (401, 403)
 _ABSENT: Final = 404
 _REMEDY: Final = (
@@ -74,10 +75,12 @@ class ClosedRoutes:
         key = child.profile.api_key
         strangers = {"without a key": {}, "with a wrong key": bearer(secrets.token_urlsafe(24))}
         async with child.client(timeout_s=self.deadline_s, with_key=False) as client:
+            # A server may have a key that the profile does not know: of its environment, or of its command.
+            keyed = key is not None or (await client.get(MODELS)).status_code in _REFUSED
             seen: list[str | None] = []
             for who, headers in strangers.items():
                 seen += [await self._knock(client, "GET", path, who, headers) for path in ADMINISTRATION]
-                if key:
+                if keyed:
                     seen.append(await self._knock(client, "POST", INVOCATIONS, who, headers))
             if self.sleeps and key:
                 headers = bearer(key.reveal())

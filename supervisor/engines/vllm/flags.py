@@ -77,7 +77,9 @@ def check_extra(arguments: Collection[str], known: frozenset[str], command: str)
         if name := flag_of(argument):
             refuse_owned(argument)
             if name not in known:
-                raise UnsupportedFlag(field="extra_args", value=argument, allowed=name, binary=command)
+                raise UnsupportedFlag(
+                    field="extra_args", value=name, allowed=name, binary=command
+                )  # not what follows =
 
 
 def refuse_owned(argument: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -44,6 +45,13 @@ def served(argv: Sequence[str]) -> str | None:
     return next((after for word, after in pairwise(argv) if word == "serve" and not after.startswith("-")), None)
 
 
+def _lists_models(profile: Profile) -> bool:
+    """Tell whether the list of models will answer: not, where the server has a key that the profile does not know."""
+    environment = {**os.environ, **profile.env}
+    keyed = "VLLM_API_KEY" in environment or any(word.startswith("--api-key") for word in profile.command)
+    return profile.api_key is not None or not keyed
+
+
 def adopt(profile: Profile) -> Profile:
     """Return the profile with vLLM's model name, processes, log lines, counters and grace."""
     liveness, logs = profile.liveness, profile.logs
@@ -53,7 +61,7 @@ def adopt(profile: Profile) -> Profile:
         profile,
         health=replace(
             profile.health,
-            model_id=profile.health.model_id or served(profile.command),
+            model_id=profile.health.model_id or (served(profile.command) if _lists_models(profile) else None),
             ready_pattern=profile.health.ready_pattern or READY,
         ),
         liveness=liveness,

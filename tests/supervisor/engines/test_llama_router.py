@@ -8,16 +8,16 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import httpx
 import pytest
 
 from hooks.warmup import Ping, Text
-from supervisor import Hooks, Liveness, Restart, State, Stop, Supervised, Timeouts, events, supervise
+from supervisor import Child, Hooks, Liveness, Restart, State, Stop, Supervised, Timeouts, events, supervise
 from supervisor.engines.llama_cpp import LlamaRouter, RouterModel
-from supervisor.engines.llama_cpp.preset import preset_path
+from supervisor.engines.llama_cpp.preset import WritePreset, preset_path
 from supervisor.errors import ChildUnresponsive, ProfileError, StepFailed, UnsupportedFlag, WrongModel
 from supervisor.redact import Secret
 from support import TESTS, Recorder, alive, is_in, until_async
@@ -325,3 +325,15 @@ async def test_liveness_wakes_no_model(tmp_path: Path) -> None:
             assert await state_of(server, "sea") == "sleeping"
             tg.cancel_scope.cancel()
     assert not recorder.of(events.EngineAwake)
+
+
+@pytest.mark.anyio
+async def test_a_preset_is_ours_alone(tmp_path: Path) -> None:
+    """A preset of the user's may hold tokens, so that nobody else may read our copy."""
+    path = tmp_path / "presets" / "p.ini"
+    umask = os.umask(0)
+    try:
+        await WritePreset(path=path, text="[a]\nhf-token = made-up\n")(cast("Child", None))
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o077 == 0

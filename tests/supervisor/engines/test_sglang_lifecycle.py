@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -131,6 +132,26 @@ async def test_no_file_stays_after_a_failed_start() -> None:
     with pytest.raises(DiedBeforeReady):
         await supervise(profile, server.hooks())
     assert not path_in(profile.command).parent.exists()
+
+
+async def test_keys_of_a_killed_supervisor_go_at_the_next_start() -> None:
+    """A file whose writer is gone is removed; one whose writer lives stays, and so does one that is being made."""
+    server, profile = server_of()
+    ours = path_in(profile.command)
+    left, held, made = (ours.parent.with_name(f"{ours.parent.name}{end}") / ours.name for end in ("a", "b", "c"))
+    for file in (left, held, made):
+        file.parent.mkdir(mode=0o700)
+        file.write_text("" if file is made else "api-key: sk-old", encoding="utf-8")
+    try:
+        with held.open(encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            async with supervised(profile, server.hooks()):
+                assert (left.exists(), held.exists(), made.exists()) == (False, True, True)
+        assert not left.parent.exists()
+    finally:
+        for file in (held, made):
+            file.unlink()
+            file.parent.rmdir()
 
 
 async def test_a_folder_that_is_not_ours_alone_gets_no_keys() -> None:

@@ -232,12 +232,17 @@ def test_the_command_tells_the_engine(command: str, name: str) -> None:
         ("vllm serve --config x.yaml", None),
     ],
 )
-def test_the_command_tells_the_name_of_the_model(command: str, name: str | None) -> None:
+def test_the_command_tells_the_name_of_the_model(
+    command: str, name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """vLLM answers 404 to another name, so that warmups, golden answers and the line to try must use this one."""
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
     plain = Profile(name="x", command=tuple(command.split()), port=1)
     kind = catalogue.named("vllm")
     assert kind.adopt(plain).health.model_id == name
     assert kind.adopt(replace(plain, health=Health(model_id="mine"))).health.model_id == "mine"
+    # A list of models that refuses us tells nothing.
+    assert kind.adopt(replace(plain, env={"VLLM_API_KEY": "k"})).health.model_id is None
 
 
 def test_a_bare_command_is_adopted() -> None:

@@ -98,6 +98,9 @@ async def test_a_bare_command_with_a_hole_is_refused() -> None:
     async with running(profile, Hooks()) as server:
         with pytest.raises(AuthError, match="protects only a part"):
             await AuthCheck()(server.child)
+    unknown = kind.adopt(replace(bare, env={"VLLM_API_KEY": KEY}, timeouts=LIMITS))  # nobody told us the key
+    error, _ = await fate(unknown, kind.hooks(unknown))
+    assert "POST /invocations without a key: HTTP 400 instead of 401" in str(error)
     opened = replace(profile, api_key=None, open_access=True, env={"VLLM_SERVER_DEV_MODE": "1"})
     error, _ = await fate(opened, kind.hooks(opened))
     assert "GET /wake_up without a key: HTTP 405" in str(error)

@@ -142,7 +142,9 @@ def _refuse(refusal: Refusal, **more: Any) -> Response:
     headers = {"Retry-After": str(refusal.retry_after_s)} if refusal.retry_after_s else {}
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({**refusal.body(), **more}, refusal.status, headers)
+    # Escaped: what is refused, and what a pipeline says of it, may hold half of a surrogate pair.
+    body = json.dumps({**refusal.body(), **more}).encode()
+    return Response(body, refusal.status, headers, media_type="application/json")
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

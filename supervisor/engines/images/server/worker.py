@@ -39,6 +39,10 @@ class Worker:
             try:
                 outcome = (function(), None)
             except BaseException as error:  # noqa: BLE001  # whatever it is, somebody waits for it
+                if isinstance(error, StopIteration) or not isinstance(error, Exception):
+                    # A future takes no StopIteration, and a Rust panic (pyo3) is no Exception.
+                    cause, error = error, RuntimeError(f"{type(error).__name__}: {error}")
+                    error.__cause__ = cause
                 outcome = (None, error)
             with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
                 loop.call_soon_threadsafe(settle, *outcome)
