@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Final
 
 from supervisor.dialect import Dialect, Fields, Reading, Request, samples
+from supervisor.engines.settings import accept_status_ok
 from supervisor.levels import LEVELS, plain_line
 
 if TYPE_CHECKING:
@@ -26,19 +26,8 @@ OUT_OF_MEMORY: Final = r"(?i)OutOfMemoryError|(?:CUDA|HIP) out of memory|can't a
 _LINE: Final = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) (.*)", re.DOTALL)
 
 
-def accept(status: int, body: str) -> str | None:
-    """Judge `/health`: only 200 with `{"status": "ok"}` is up; otherwise its message, which names the stage."""
-    try:
-        said = json.loads(body)
-    except (ValueError, RecursionError):
-        said = None
-    if isinstance(said, dict):
-        if status == 200 and said.get("status") == "ok":
-            return None
-        error = said.get("error")
-        if isinstance(error, dict) and isinstance(error.get("message"), str) and error["message"].strip():
-            return " ".join(error["message"].split())[:200]
-    return f"HTTP {status}: {' '.join(body.split())[:200] or 'empty body'}"
+accept = accept_status_ok
+"""How `/health` is judged."""
 
 
 def parse_line(line: str) -> tuple[Level, str]:

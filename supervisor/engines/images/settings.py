@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from supervisor.engines.images.dialect import COUNTERS, IMAGES, READY, accept, parse_line, weight_files
+from supervisor.engines.settings import argv, check_key
 from supervisor.errors import require
 from supervisor.profile import Health, Liveness, LogLimits, Profile, Restart, Stop, Timeouts
-from supervisor.redact import MASK, Secret
+from supervisor.redact import Secret
 from supervisor.steps import Hooks
 
 if TYPE_CHECKING:
@@ -121,16 +122,14 @@ class Images:
         require(fits, "size", self.size, f"such as 512x768, in multiples of {_MULTIPLE_PX} up to {self.max_side}")
         for part in ("load", "call"):
             object.__setattr__(self, part, _json_object(part, getattr(self, part)))
-        keyed = self.api_key is None or isinstance(self.api_key, Secret)
-        require(keyed, "api_key", MASK, "a Secret, or None")  # the value stays out of the message
-        require(not (self.api_key and self.open_access), "open_access", True, "False when an api_key is set")
+        check_key(self.api_key, open_access=self.open_access)
         hidden = f"given as api_key, which probes and Steps then send, not as {KEY_VARIABLE}"
         require(KEY_VARIABLE not in self.env, "env", KEY_VARIABLE, hidden)
 
     @property
     def command(self) -> tuple[str, ...]:
         """The interpreter with the arguments that come before the program."""
-        return self.python if isinstance(self.python, tuple) else (os.fspath(self.python),)
+        return argv(self.python)
 
     @property
     def model_id(self) -> str:

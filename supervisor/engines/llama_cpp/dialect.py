@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from supervisor.dialect import Dialect, Fields, Reading, Request, samples, seeded
+from supervisor.engines.settings import accept_status_ok
 from supervisor.levels import plain_line
 
 if TYPE_CHECKING:
@@ -40,16 +41,8 @@ _OF_A_MODEL: Final = re.compile(r"^(\[ *\d+\] )(.+)$", re.DOTALL)
 _SHARD: Final = re.compile(r"^(.*)-\d{5}-of-(\d{5})\.gguf$")
 
 
-def accept(status: int, body: str) -> str | None:
-    """Judge `/health`: only 200 with `{"status": "ok"}` is up; otherwise the body's own message says why not."""
-    said = _json(body)
-    if isinstance(said, dict):
-        if status == 200 and said.get("status") == "ok":
-            return None
-        error = said.get("error")
-        if isinstance(error, dict) and isinstance(error.get("message"), str) and error["message"].strip():
-            return " ".join(error["message"].split())[:200]
-    return f"HTTP {status}: {' '.join(body.split())[:200] or 'empty body'}"
+accept = accept_status_ok
+"""How `/health` is judged."""
 
 
 def parse_line(line: str) -> tuple[Level, str]:

@@ -14,6 +14,7 @@ from supervisor.engines.llama_cpp.flags import OWNED, capabilities, flag_of
 from supervisor.engines.llama_cpp.preset import RouterModel, WritePreset
 from supervisor.engines.llama_cpp.router_dialect import dialect_of
 from supervisor.engines.llama_cpp.server import INHERITED, TAIL_LINES, check_environment, check_key, rarer
+from supervisor.engines.settings import argv
 from supervisor.errors import UnsupportedFlag, require
 from supervisor.profile import Health, Liveness, LogLimits, Profile, Restart, Stop, Timeouts
 from supervisor.redact import Secret
@@ -120,7 +121,7 @@ class LlamaRouter:
     @property
     def command(self) -> tuple[str, ...]:
         """The program with the arguments that come before llama-server's own."""
-        return self.binary if isinstance(self.binary, tuple) else (os.fspath(self.binary),)
+        return argv(self.binary)
 
     @property
     def asked_first(self) -> str | None:

@@ -12,8 +12,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from supervisor.engines import settings
 from supervisor.engines.llama_cpp.dialect import COUNTERS, LLAMA_CPP, READY, accept, parse_line, shards
 from supervisor.engines.llama_cpp.flags import OWNED, OWNER, UNREACHABLE, capabilities, flag_of
+from supervisor.engines.settings import argv
 from supervisor.errors import ProfileError, UnsupportedFlag, require
 from supervisor.profile import Health, Liveness, LogLimits, Profile, Restart, Stop, Timeouts
 from supervisor.redact import MASK, Secret
@@ -46,12 +48,10 @@ _ARG_VARIABLES: Final = "free of LLAMA_ARG_* variables, which set flags that thi
 
 def check_key(api_key: Secret | None, *, open_access: bool) -> None:
     """Raise ProfileError for a key that llama-server would not take as it is."""
-    keyed = api_key is None or isinstance(api_key, Secret)
-    require(keyed, "api_key", MASK, "a Secret, or None")  # the value stays out of the message
+    settings.check_key(api_key, open_access=open_access)
     if api_key:
         # The server would read two keys out of one, and refuse the one that clients send.
         require("," not in api_key.reveal(), "api_key", api_key, "a key without commas")
-        require(not open_access, "open_access", True, "False when an api_key is set")
 
 
 def check_environment(env: Mapping[str, str | Secret], inherit_env: tuple[str, ...]) -> None:
@@ -166,7 +166,7 @@ class LlamaServer:
     @property
     def command(self) -> tuple[str, ...]:
         """The program with the arguments that come before llama-server's own."""
-        return self.binary if isinstance(self.binary, tuple) else (os.fspath(self.binary),)
+        return argv(self.binary)
 
     @property
     def model_id(self) -> str:

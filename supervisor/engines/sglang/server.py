@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from supervisor.engines.settings import argv, check_inherited, check_model, yaml_file
 from supervisor.engines.sglang import flags
 from supervisor.engines.sglang.dialect import (
     COUNTERS,
@@ -135,9 +136,7 @@ class Sglang:
 
     def __post_init__(self) -> None:
         require(bool(self.command) and all(self.command), "binary", self.binary, "a program, or a tuple of arguments")
-        model = os.fspath(self.model)
-        require(bool(model.strip()) and not model.startswith("-"), "model", model, "a directory, or an id of a hub")
-        require(bool(self.model_id.strip()), "served_name", self.model_id, "a name that is not blank")
+        check_model(self.model, self.model_id)
         # SGLang reads what follows a colon as the name of an adapter.
         require(":" not in self.model_id, "served_name", self.model_id, "a name without a colon")
         for part in _COUNTS:
@@ -150,16 +149,13 @@ class Sglang:
             require(value is None or bool(value.strip()), part, value, "a name that SGLang's --help lists")
         require(self.event_loop in (None, "asyncio"), "event_loop", self.event_loop, "'asyncio' or None")
         if self.config is not None:
-            object.__setattr__(self, "config", Path(self.config))
-            require(self.config.suffix in (".yaml", ".yml"), "config", self.config, "a file named .yaml or .yml")
+            object.__setattr__(self, "config", yaml_file(self.config))
         self._check_access()
         for argument in self.extra_args:
             flags.refuse_owned(argument)
         for variable in self.env:
             require(variable not in (ADMIN_KEY, *QUIET_HEALTH), "env", variable, "left to the profile, which sets it")
-        for pattern in self.inherit_env:
-            hidden = [name for name in _NEVER_INHERITED if fnmatchcase(name, pattern)]
-            require(not hidden, "inherit_env", pattern, f"too narrow for {', '.join(hidden)}")
+        check_inherited(self.inherit_env, _NEVER_INHERITED)
 
     def _check_access(self) -> None:
         for part in ("api_key", "admin_key"):
@@ -180,7 +176,7 @@ class Sglang:
     @property
     def command(self) -> tuple[str, ...]:
         """The program with the arguments that come before SGLang's own."""
-        return self.binary if isinstance(self.binary, tuple) else (os.fspath(self.binary),)
+        return argv(self.binary)
 
     @property
     def model_id(self) -> str:

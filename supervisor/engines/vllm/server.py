@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal
 
+from supervisor.engines.settings import argv, check_inherited, check_key, check_model, yaml_file
 from supervisor.engines.vllm import flags
 from supervisor.engines.vllm.closed_routes import GUARD, GUARD_FOLDER, ClosedRoutes
 from supervisor.engines.vllm.dialect import COUNTERS, READY, VITAL, VLLM, parse_line
@@ -129,9 +130,7 @@ class Vllm:
 
     def __post_init__(self) -> None:
         require(bool(self.command) and all(self.command), "binary", self.binary, "a program, or a tuple of arguments")
-        model = os.fspath(self.model)
-        require(bool(model.strip()) and not model.startswith("-"), "model", model, "a directory, or an id of a hub")
-        require(bool(self.model_id.strip()), "served_name", self.model_id, "a name that is not blank")
+        check_model(self.model, self.model_id)
         for part in _COUNTS:
             value = getattr(self, part)
             require(value is None or (type(value) is int and value >= 1), part, value, "a whole number, 1 or more")
@@ -145,11 +144,8 @@ class Vllm:
         wait_s = self.shutdown_timeout_s
         require(wait_s is None or 0 <= wait_s <= 3000, "shutdown_timeout_s", wait_s, "seconds from 0 to 3000")
         if self.config is not None:
-            object.__setattr__(self, "config", Path(self.config))
-            require(self.config.suffix in (".yaml", ".yml"), "config", self.config, "a file named .yaml or .yml")
-        keyed = self.api_key is None or isinstance(self.api_key, Secret)
-        require(keyed, "api_key", MASK, "a Secret, or None")  # the value stays out of the message
-        require(not (self.api_key and self.open_access), "open_access", True, "False when an api_key is set")
+            object.__setattr__(self, "config", yaml_file(self.config))
+        check_key(self.api_key, open_access=self.open_access)
         for argument in self.extra_args:
             flags.refuse_owned(argument)
         self._check_variables()
@@ -163,14 +159,12 @@ class Vllm:
         entries = path.split(os.pathsep) if isinstance(path, str) else []
         ours = [entry for entry in entries if entry and (Path(entry) / "supervisor" / "engines").is_dir()]
         require(not ours, "env[PYTHONPATH]", path, "free of this package: vLLM brings another one named supervisor")
-        for pattern in self.inherit_env:
-            hidden = [name for name in _NEVER_INHERITED if fnmatchcase(name, pattern)]
-            require(not hidden, "inherit_env", pattern, f"too narrow for {', '.join(hidden)}")
+        check_inherited(self.inherit_env, _NEVER_INHERITED)
 
     @property
     def command(self) -> tuple[str, ...]:
         """The program with the arguments that come before `serve`."""
-        return self.binary if isinstance(self.binary, tuple) else (os.fspath(self.binary),)
+        return argv(self.binary)
 
     @property
     def model_id(self) -> str:
