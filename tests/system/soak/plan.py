@@ -41,4 +41,4 @@ class Plan:
             timeouts=own.get("timeouts", Timeouts(start_s=10, probe_s=0.3, step_s=5, resume_s=2)),
             liveness=profile.liveness if profile.liveness != Liveness() else WATCH,
             restart=replace(QUICK, max_restarts=1000) if self.restarts else profile.restart,
-        ), replace(hooks, observers=(observer,))
+        ), replace(hooks, observers=(*hooks.observers, observer))  # an engine's own stay: one takes its key file away
