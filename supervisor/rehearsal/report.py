@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from hooks.contract.findings import NOTE
 from supervisor import events
@@ -130,6 +130,21 @@ class RehearsalReport:
                 return "failed", event.fields.get("reason", "")
         return ("passed", ", ".join(event.fields.get("step", "") for event in mine)) if mine else ("not run", "")
 
+    def asleep(self, point: Literal["sleep", "wake"]) -> tuple[float | None, str]:
+        """What putting the sealed engine to sleep took, or waking it: (seconds, its Steps); None: it has none."""
+        mine: list[LoggedEvent] = []
+        sealed = False
+        for event in self.events:
+            sealed |= event.name == events.ChildSealed.name
+            if event.name == events.Starting.name:
+                if sealed:  # a cold start in its place
+                    break
+                mine = []
+            elif event.name == events.StepPassed.name and event.fields.get("point") == point:
+                mine.append(event)
+        took_s = sum(event.fields["took_s"] for event in mine) if mine else None
+        return took_s, ", ".join(event.fields["step"] for event in mine)
+
     def restored(self, stages: dict[str, Stage]) -> None:
         """Takes the times of a restored run from its stages."""
         began = self.restore_began
@@ -156,6 +171,7 @@ class RehearsalReport:
         del values["request"], values["restore_began"], values["status"]
         values = {"profile": self.request.name, "drift": self.request.drift, **values}
         values |= {"exit_status": self.exit_status, "speed_up": self.speed_up, "timers": self.timers}
+        values |= {"sleep_s": self.asleep("sleep")[0], "wake_s": self.asleep("wake")[0]}
         values |= {
             "contract": dict(zip(("verdict", "detail"), self._contract(), strict=True)),
             "golden": dict(zip(("verdict", "detail"), self._golden(), strict=True)),
@@ -185,15 +201,18 @@ class RehearsalReport:
         restored, saved = self.restore_s is not None, self.image_bytes is not None
         timers = (", ".join(self.timers) or "none") if restored else ""
         strays = "" if self.strays is None else ", ".join(self.strays) or "none"
+        (sleep_s, asleep), (wake_s, awake) = self.asleep("sleep"), self.asleep("wake")
         rows = [
             ("cold start", _s(self.cold_s), "from the start of the process until READY, warmed up"),
             ("seal", _s(self.seal_s), "golden answers recorded, contract checked"),
             ("contract", *self._contract()),
+            ("sleep", _s(sleep_s), asleep),
             ("checkpoint", _s(self.checkpoint_s), "every process, with its memory, to disk"),
             ("image", size, "what that takes"),
             ("suspended", _s(self.suspended_s if saved else None), "between checkpoint and restore"),
             *(("drift", kind, DRIFT[kind]) for kind in self.request.drift),
             ("restore", _s(self.restore_s), "until the supervisor goes on"),
+            ("wake", _s(wake_s), awake),
             ("resume", _s(self.resume_s), "health and golden answers verified"),
             ("golden answer", *self._golden()),
             ("first answer", _s(self.answer_s), self.answer),

@@ -178,9 +178,9 @@ def report_of(*lines: str, **fields: Any) -> RehearsalReport:
     return report
 
 
-def passed(point: str, step: str) -> str:
+def passed(point: str, step: str, took_s: float = 0.1) -> str:
     """The line of a Step that passed."""
-    (line,) = logged(events.StepPassed(**TIMES, point=point, step=step, took_s=0.1))
+    (line,) = logged(events.StepPassed(**TIMES, point=point, step=step, took_s=took_s))
     return line
 
 
@@ -238,3 +238,18 @@ def test_what_the_contract_warns_of_is_shown() -> None:
     """Notes of the log become rows of the table."""
     report = report_of("contract: warning, remounted: pid 7 maps /llama-build/b1/libggml.so")
     assert "pid 7 maps /llama-build/b1/libggml.so" in screen_of(report)
+
+
+def test_sleep_and_wake_are_timed_where_there_were_any() -> None:
+    """Their Steps are rows with seconds, of the server that was sealed; an engine that does not sleep has none."""
+    starting, sealed = logged(events.Starting(**TIMES, attempt=1), events.ChildSealed(**TIMES, took_s=1.0))
+    before = [starting, passed("sleep", "check", 7.0)]
+    life = [starting, passed("sleep", "check", 0.5), passed("sleep", "offload", 0.25), sealed, passed("wake", "reload")]
+    report = report_of(*before, *life, starting, passed("wake", "reload", 9.0))
+    told = json.loads(report.to_json())
+    assert (told["sleep_s"], told["wake_s"]) == (0.75, 0.1)
+    assert re.search(r"sleep .* 0\.75 s .* check, offload", screen_of(report))
+    assert re.search(r"wake .* 0\.10 s .* reload", screen_of(report))
+    awake = report_of(*GOOD)
+    assert json.loads(awake.to_json())["sleep_s"] is None
+    assert "wake " not in screen_of(awake)
