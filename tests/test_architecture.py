@@ -70,7 +70,10 @@ LLAMA = "supervisor.engines.llama_cpp"
 ENGINES = {
     name for name, path in MODULES.items() if name.startswith("supervisor.engines.") and path.name == "__init__.py"
 }
-HOOKS = {f"hooks.{name}" for name in ("http", "auth", "warmup", "golden", "contract", "artifacts", "smoke")}
+HOOKS = {
+    f"hooks.{name}"
+    for name in ("http", "auth", "warmup", "golden", "contract", "artifacts", "smoke", "sleep", "sleep.offload")
+}
 # What each room may import of the others: every import counts, in functions and for type checkers too.
 ARROWS: dict[str, set[str]] = {
     "leaves": set(),
@@ -99,6 +102,8 @@ ARROWS: dict[str, set[str]] = {
     "hooks.contract": {"supervisor", "supervisor.linux", "hooks.http"} | LEAVES,
     "hooks.artifacts": {"supervisor"} | LEAVES,
     "hooks.smoke": {"supervisor", "hooks.http", "hooks.auth", "hooks.warmup"} | LEAVES,
+    "hooks.sleep": {"supervisor", "hooks.sleep.offload"} | LEAVES,
+    "hooks.sleep.offload": LEAVES,
     # The modules beside the rooms of `modal_entry` are entries.
     "modal_entry": {
         "modal_entry.serving",
@@ -158,6 +163,7 @@ HOOK_ARROWS = {
     "golden": {"http"},
     "contract": {"http"},
     "smoke": {"http", "auth", "warmup"},
+    "sleep": set(),
 }
 
 
