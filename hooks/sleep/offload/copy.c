@@ -1,0 +1,293 @@
+/* The copies. Each thread has two pinned buffers and two streams: while one is on the bus, the other is copied from or
+ * into ordinary memory and checksummed. The store is never pinned: to pin 17 GB takes 0.6 s, and as much to undo (seen on
+ * an H200).
+ */
+#define _GNU_SOURCE
+#include "copy.h"
+
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "crc32c.h"
+
+enum { BLOCK = 32 * 1024 }; /* copied, then checksummed while it is in the first cache */
+
+/* A chunk to copy. */
+struct item {
+    CUdeviceptr at;
+    size_t bytes;
+    struct chunk *chunk;
+};
+
+/* The part of one device. */
+struct lane {
+    struct run *run;
+    int device;
+    struct item *items;
+    size_t count;
+    atomic_size_t next;
+    char *rings; /* two for each thread */
+};
+
+/* Everything that the threads share. */
+struct run {
+    struct copy *copy;
+    atomic_bool failed;
+    pthread_mutex_t lock; /* of `copy->damaged` and `*why` */
+    struct failure *why;
+    _Atomic uint64_t used, copied;
+};
+
+/* One thread. */
+struct worker {
+    struct lane *lane;
+    unsigned index;
+    pthread_t thread;
+    char *ring[2];
+    CUstream stream[2];
+};
+
+double now_s(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+static bool stop(struct run *run, const char *call, CUresult result) {
+    pthread_mutex_lock(&run->lock);
+    if (!atomic_exchange(&run->failed, true))
+        fail_cuda(run->why, call, result);
+    pthread_mutex_unlock(&run->lock);
+    return false;
+}
+
+static uint32_t move(char *to, const char *from, size_t bytes, bool checksum, const char *checked) {
+    uint32_t crc = 0;
+    for (size_t done = 0; done < bytes; done += BLOCK) {
+        size_t block = bytes - done < BLOCK ? bytes - done : BLOCK;
+        memcpy(to + done, from + done, block);
+        if (checksum)
+            crc = crc32c(crc, checked + done, block);
+    }
+    return crc;
+}
+
+static bool all_zeros(const char *data, size_t bytes) { return data[0] == 0 && memcmp(data, data + 1, bytes - 1) == 0; }
+
+/* A chunk has arrived in a buffer: keep it. */
+static bool keep(struct worker *worker, int half, const struct item *item) {
+    struct run *run = worker->lane->run;
+    struct store *store = run->copy->store;
+    CUresult result = cuda.stream_synchronize(worker->stream[half]);
+    if (result != CUDA_SUCCESS)
+        return stop(run, "a copy from the GPU", result);
+    const char *ring = worker->ring[half];
+    if (run->copy->look && all_zeros(ring, item->bytes)) {
+        item->chunk->at = CHUNK_ZERO;
+        return true;
+    }
+    item->chunk->at = atomic_fetch_add(&run->used, store->chunk_bytes);
+    item->chunk->crc = move(store->base + item->chunk->at, ring, item->bytes, store->verified, ring);
+    atomic_fetch_add(&run->copied, item->bytes);
+    return true;
+}
+
+static bool bring_out(struct worker *worker) {
+    struct lane *lane = worker->lane;
+    struct run *run = lane->run;
+    const struct item *before = NULL;
+    int half = 0;
+    for (size_t i; !atomic_load(&run->failed) && (i = atomic_fetch_add(&lane->next, 1)) < lane->count;) {
+        const struct item *item = &lane->items[i];
+        CUresult result = cuda.memcpy_dtoh_async(worker->ring[half], item->at, item->bytes, worker->stream[half]);
+        if (result != CUDA_SUCCESS)
+            return stop(run, "cuMemcpyDtoHAsync", result);
+        if (before && !keep(worker, !half, before))
+            return false;
+        before = item;
+        half = !half;
+    }
+    return before == NULL || keep(worker, !half, before);
+}
+
+static void note_damage(struct run *run, const struct lane *lane, const struct item *item) {
+    pthread_mutex_lock(&run->lock);
+    struct copy *copy = run->copy;
+    if (copy->damaged_count < MAX_DAMAGED)
+        copy->damaged[copy->damaged_count] = (struct damage){lane->device, item->at, item->bytes};
+    copy->damaged_count++;
+    pthread_mutex_unlock(&run->lock);
+}
+
+static bool bring_back(struct worker *worker) {
+    struct lane *lane = worker->lane;
+    struct run *run = lane->run;
+    const struct store *store = run->copy->store;
+    int half = 0;
+    for (size_t i; !atomic_load(&run->failed) && (i = atomic_fetch_add(&lane->next, 1)) < lane->count;) {
+        const struct item *item = &lane->items[i];
+        CUresult result = cuda.stream_synchronize(worker->stream[half]);
+        if (result != CUDA_SUCCESS)
+            return stop(run, "a copy to the GPU", result);
+        char *ring = worker->ring[half];
+        uint32_t crc = move(ring, store->base + item->chunk->at, item->bytes, store->verified, ring);
+        if (store->verified && crc != item->chunk->crc) {
+            note_damage(run, lane, item);
+            continue;
+        }
+        result = cuda.memcpy_htod_async(item->at, ring, item->bytes, worker->stream[half]);
+        if (result != CUDA_SUCCESS)
+            return stop(run, "cuMemcpyHtoDAsync", result);
+        atomic_fetch_add(&run->copied, item->bytes);
+        half = !half;
+    }
+    return true;
+}
+
+static void *work(void *argument) {
+    struct worker *worker = argument;
+    struct run *run = worker->lane->run;
+    CUresult result = cuda.ctx_set_current(regions.devices[worker->lane->device].context);
+    for (int half = 0; half < 2 && result == CUDA_SUCCESS; half++)
+        result = cuda.stream_create(&worker->stream[half], CU_STREAM_NON_BLOCKING);
+    if (result != CUDA_SUCCESS)
+        stop(run, "cuStreamCreate", result);
+    else if (run->copy->out)
+        bring_out(worker);
+    else
+        bring_back(worker);
+    for (int half = 0; half < 2; half++) {
+        if (worker->stream[half] == NULL)
+            continue;
+        /* Also after a failure: nothing may be under way into a buffer that is about to be given back. */
+        result = cuda.stream_synchronize(worker->stream[half]);
+        if (result != CUDA_SUCCESS)
+            stop(run, run->copy->out ? "a copy from the GPU" : "a copy to the GPU", result);
+        cuda.stream_destroy(worker->stream[half]);
+    }
+    return NULL;
+}
+
+/* Zero chunks come back by a fill, neighbours together. */
+static CUresult clear(int device, const struct store *store) {
+    for (size_t i = 0; i < regions.count; i++) {
+        const struct region *region = regions.sorted[i];
+        if (region->device != device || region->chunks == NULL)
+            continue;
+        for (size_t chunk = 0, until; chunk < region->chunk_count; chunk = until + 1) {
+            for (until = chunk; until < region->chunk_count && region->chunks[until].at == CHUNK_ZERO; until++)
+                ;
+            size_t begin = chunk * store->chunk_bytes, end = until * store->chunk_bytes;
+            if (end > region->bytes)
+                end = region->bytes;
+            CUresult result = until == chunk ? CUDA_SUCCESS : cuda.memset_d8_async(region->at + begin, 0, end - begin, NULL);
+            if (result != CUDA_SUCCESS)
+                return result;
+        }
+    }
+    return CUDA_SUCCESS;
+}
+
+static bool list(struct lane *lane, size_t chunk_bytes) {
+    size_t room = 0;
+    for (size_t i = 0; i < regions.count; i++)
+        if (regions.sorted[i]->device == lane->device && regions.sorted[i]->chunks)
+            room += regions.sorted[i]->chunk_count;
+    lane->items = malloc((room + 1) * sizeof *lane->items);
+    for (size_t i = 0; lane->items && i < regions.count; i++) {
+        const struct region *region = regions.sorted[i];
+        if (region->device != lane->device || region->chunks == NULL)
+            continue;
+        for (size_t chunk = 0; chunk < region->chunk_count; chunk++) {
+            size_t begin = chunk * chunk_bytes, rest = region->bytes - begin;
+            if (region->chunks[chunk].at != CHUNK_ZERO)
+                lane->items[lane->count++] = (struct item){
+                    .at = region->at + begin,
+                    .bytes = rest < chunk_bytes ? rest : chunk_bytes,
+                    .chunk = &region->chunks[chunk],
+                };
+        }
+    }
+    return lane->items != NULL;
+}
+
+static bool prepare(struct lane *lane, struct run *run, int device) {
+    struct copy *copy = run->copy;
+    lane->run = run;
+    lane->device = device;
+    atomic_init(&lane->next, 0);
+    if (!list(lane, copy->store->chunk_bytes))
+        return fail(run->why, "out_of_host_memory", "no memory for the list of chunks");
+    CUresult result = cuda.ctx_set_current(regions.devices[device].context);
+    if (result == CUDA_SUCCESS && !copy->out)
+        result = clear(device, copy->store);
+    if (result != CUDA_SUCCESS)
+        return fail_cuda(run->why, "cuMemsetD8Async", result);
+    if (lane->count == 0)
+        return true;
+    size_t bytes = 2 * (size_t)copy->threads * copy->store->chunk_bytes;
+    result = cuda.mem_host_alloc((void **)&lane->rings, bytes, CU_MEMHOSTALLOC_PORTABLE);
+    return result == CUDA_SUCCESS || fail_cuda(run->why, "cuMemHostAlloc", result);
+}
+
+static void start(struct lane *lane, struct worker *workers) {
+    struct copy *copy = lane->run->copy;
+    size_t chunk_bytes = copy->store->chunk_bytes;
+    for (unsigned i = 0; lane->rings && i < copy->threads; i++) {
+        struct worker *worker = &workers[i];
+        worker->lane = lane;
+        worker->index = i;
+        for (int half = 0; half < 2; half++)
+            worker->ring[half] = lane->rings + (2 * i + (unsigned)half) * chunk_bytes;
+        if (pthread_create(&worker->thread, NULL, work, worker) != 0) {
+            worker->lane = NULL; /* the others do its part, unless there are none */
+            if (i == 0)
+                stop(lane->run, "pthread_create", CUDA_ERROR_OUT_OF_MEMORY);
+            return;
+        }
+    }
+}
+
+bool copy_run(struct copy *copy, struct failure *why) {
+    struct run run = {.copy = copy, .why = why, .lock = PTHREAD_MUTEX_INITIALIZER};
+    struct lane lanes[MAX_DEVICES];
+    struct worker *workers = calloc((size_t)MAX_DEVICES * copy->threads, sizeof *workers);
+    memset(lanes, 0, sizeof lanes);
+    atomic_init(&run.used, copy->store->used);
+    bool ok = workers != NULL || fail(why, "out_of_host_memory", "no memory for the threads");
+    double began = now_s();
+    for (int device = 0; ok && device < MAX_DEVICES; device++)
+        if (regions.devices[device].known)
+            ok = prepare(&lanes[device], &run, device);
+    atomic_store(&run.failed, !ok); /* `why` is written already */
+    double ready = now_s();
+    for (int device = 0; ok && device < MAX_DEVICES; device++)
+        if (lanes[device].run)
+            start(&lanes[device], workers + (size_t)device * copy->threads);
+    for (size_t i = 0; workers && i < (size_t)MAX_DEVICES * copy->threads; i++)
+        if (workers[i].lane)
+            pthread_join(workers[i].thread, NULL);
+    for (int device = 0; device < MAX_DEVICES; device++) {
+        struct lane *lane = &lanes[device];
+        if (lane->run == NULL)
+            continue;
+        /* The fills of zeros. */
+        CUresult result = cuda.ctx_set_current(regions.devices[device].context);
+        if (result == CUDA_SUCCESS)
+            result = cuda.ctx_synchronize();
+        if (result != CUDA_SUCCESS)
+            stop(&run, "cuCtxSynchronize", result);
+        if (lane->rings)
+            cuda.mem_free_host(lane->rings);
+        free(lane->items);
+    }
+    free(workers);
+    copy->store->used = atomic_load(&run.used);
+    copy->copied_bytes = atomic_load(&run.copied);
+    copy->prepare_s = ready - began;
+    copy->copy_s = now_s() - ready;
+    return ok && !atomic_load(&run.failed);
+}
