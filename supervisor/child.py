@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from supervisor.events import Event
 from supervisor.profile import Profile
 from supervisor.redact import Redactor
 
 if TYPE_CHECKING:
     import httpx
+
+
+def _to_nobody(_: Event) -> None:
+    """For a child outside of a supervision."""
 
 
 _PLACEHOLDER: Final = re.compile(r"\{\{(?:host|port)\}\}|\{(host|port)\}")
@@ -33,6 +39,7 @@ class Child:
     pid: int | None
     redact: Redactor
     cookie: str | None = None
+    tell: Callable[[Event], None] = field(default=_to_nobody, repr=False, compare=False)
 
     @property
     def host(self) -> str:

@@ -23,6 +23,12 @@ class Emitter:
         self._reported: set[int] = set()
         self.state: State | None = None
 
+    def tell(self, event: Event) -> None:
+        """Shows a Step's event to the observers; only the lifecycle's own events enter a state."""
+        if event.enters is not None:
+            raise ValueError(f"{event.name} enters the state {event.enters}: a Step cannot do that")
+        self(event)
+
     def __call__(self, event: Event) -> None:
         """Enters the event's state, if it has one, and shows the event to every observer, in order."""
         enters = event.enters

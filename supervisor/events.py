@@ -201,6 +201,38 @@ class EngineAwake(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuMemoryOffloaded(Event):
+    """The GPU memory of the child's processes was put aside: nothing may reach their GPUs until it is back.
+
+    Attributes:
+        pids: of the processes that hold it.
+        bytes: of GPU memory.
+        stored_bytes: of these, what went to host memory; the rest is zeros.
+        took_s: from the request until the last process had answered.
+        gb_per_s: how fast the stored bytes were copied, over all processes, in 10^9 bytes.
+    """
+
+    name = "gpu.offloaded"
+    pids: tuple[int, ...]
+    bytes: int
+    stored_bytes: int
+    took_s: float
+    gb_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuMemoryReloaded(Event):
+    """The GPU memory of the child's processes is back at its addresses; the fields are those of the offload."""
+
+    name = "gpu.reloaded"
+    pids: tuple[int, ...]
+    bytes: int
+    stored_bytes: int
+    took_s: float
+    gb_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChildUnresponsive(Event):
     """The watchdog gave up on the child."""
 

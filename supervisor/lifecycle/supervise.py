@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Final
 
 import anyio
@@ -49,7 +50,8 @@ async def supervise(
     redact = Redactor((*profile.secrets, *inherited_secrets(profile.inherit_env)))
     emit = Emitter(hooks.observers)
     port = profile.port or free_port(profile.host)
-    control = Control(emit, Child(profile=profile, port=port, pid=None, redact=redact))
+    child = partial(Child, profile=profile, pid=None, redact=redact, tell=emit.tell)
+    control = Control(emit, child(port=port))
     supervision = Supervision(profile=profile, hooks=hooks, emit=emit, control=control, task_status=task_status)
     budget = RestartBudget(profile.restart)
     lost_ports = runs = 0
@@ -60,7 +62,7 @@ async def supervise(
             emit(events.Starting(attempt=runs))
             if runs == 1 and not processes.AVAILABLE:
                 emit(events.Notice(detail="no /proc here: load progress, stalls and foreign listeners go unseen"))
-            run = Run(supervision, Child(profile=profile, port=port, pid=None, redact=redact))
+            run = Run(supervision, child(port=port))
             try:
                 await run.until_ended()
             except SupervisorError as error:

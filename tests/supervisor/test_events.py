@@ -120,6 +120,18 @@ def test_a_restarted_life_begins_again() -> None:
         emit(Starting(attempt=3))
 
 
+def test_a_step_tells_and_enters_nothing() -> None:
+    """What a Step tells reaches the observers, stamped; an event that enters a state is the lifecycle's alone."""
+    seen: list[Event] = []
+    emit = Emitter([seen.append])
+    emit.tell(Notice(detail="x"))
+    assert [event.name for event in seen] == ["supervision.notice"]
+    assert seen[0].unix_s > 0
+    with pytest.raises(ValueError, match=r"child\.starting enters the state starting"):
+        emit.tell(Starting(attempt=1))
+    assert emit.state is None
+
+
 def test_observers_see_every_event_in_order() -> None:
     """Each observer sees the same objects, first registered first."""
     seen: list[tuple[str, Event]] = []

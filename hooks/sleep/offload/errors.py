@@ -107,9 +107,15 @@ class _OfProcess(GpuMemoryError):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Unreachable(_OfProcess):
-    """The process ended, or closed its socket, before it answered. `reason`: how that was seen."""
+    """The process ended, or closed its socket, before it answered.
+
+    Attributes:
+        reason: how that was seen.
+        connected: whether it listened at all; who does not has most likely ended long ago.
+    """
 
     reason: str
+    connected: bool = True
 
     @property
     def summary(self) -> str:
@@ -198,7 +204,7 @@ class Damaged(_OfProcess):
     """Bytes did not come back as they left; the process cannot be used any more, and a cold start heals it.
 
     Attributes:
-        chunks: how many pieces are wrong.
+        chunks: how many pieces are wrong; 0: an earlier reload had found some.
         damaged: the first of them.
         detail: the library's words.
     """
@@ -212,6 +218,8 @@ class Damaged(_OfProcess):
         where = (
             f" ({'; '.join(map(str, self.damaged))})" if self.damaged else f" ({self.detail})" if self.detail else ""
         )
+        if not self.chunks:
+            return f"{self._what}: it came back damaged before{where}. Only a cold start heals this."
         many = f"{self.chunks} pieces" if self.chunks != 1 else "a piece"
         return f"{self._what}: {many} of it came back damaged{where}. Only a cold start heals this."
 
