@@ -74,6 +74,27 @@ static const char ptx[] =
     "    ret;\n"
     "}\n";
 
+/* The kernel on a device, NULL if there is none: compiled once, which takes 20 to 60 ms, and kept. The lock is held. */
+static CUfunction kernel_of(int device) {
+    static struct {
+        CUcontext context; /* another one means that the first was destroyed, and the kernel with it */
+        CUfunction kernel;
+    } known[MAX_DEVICES];
+    CUcontext context = regions.devices[device].context;
+    CUmodule module = NULL;
+    CUfunction kernel = NULL;
+    if (known[device].kernel && known[device].context == context)
+        return known[device].kernel;
+    if (cuda.module_load_data(&module, ptx) != CUDA_SUCCESS)
+        return NULL;
+    if (cuda.module_get_function(&kernel, module, "warmboot_nonzero") != CUDA_SUCCESS) {
+        cuda.module_unload(module);
+        return NULL;
+    }
+    known[device].context = context;
+    return known[device].kernel = kernel;
+}
+
 /* A chunk that no thread may read past the end of. */
 static bool fits(const struct region *region, size_t chunk_bytes) {
     return chunk_bytes % ROUND_BYTES == 0 && region->bytes % ROUND_BYTES == 0;
@@ -104,16 +125,12 @@ bool zeros_mark(int device, size_t chunk_bytes) {
         return true;
     unsigned char *seen = malloc(count);
     CUdeviceptr flags = 0;
-    CUmodule module = NULL;
-    CUfunction kernel = NULL;
-    bool told = seen != NULL && cuda.module_load_data(&module, ptx) == CUDA_SUCCESS &&
-                cuda.module_get_function(&kernel, module, "warmboot_nonzero") == CUDA_SUCCESS &&
+    CUfunction kernel = kernel_of(device);
+    bool told = seen != NULL && kernel != NULL &&
                 cuda.mem_alloc(&flags, count) == CUDA_SUCCESS && cuda.memset_d8(flags, 0, count) == CUDA_SUCCESS &&
                 launch(kernel, device, chunk_bytes, flags) && cuda.memcpy_dtoh(seen, flags, count) == CUDA_SUCCESS;
     if (flags)
         cuda.mem_free(flags);
-    if (module)
-        cuda.module_unload(module);
     const unsigned char *next = seen;
     for (size_t i = 0; told && i < regions.count; i++) {
         struct region *region = regions.sorted[i];
