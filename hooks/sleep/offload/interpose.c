@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "cuda_api.h"
 #include "offload.h"
@@ -68,21 +69,37 @@ static bool caught_any(void) {
     return folder && !inside && atomic_load(&started);
 }
 
-static void say(const char *detail) { fprintf(stderr, "warmboot-gpu: %s\n", detail); }
+static void say(const char *detail) { dprintf(STDERR_FILENO, "warmboot-gpu: %s\n", detail); }
+
+/* The n-th runtime that is loaded. */
+struct search {
+    int left;
+    char path[4096];
+};
+
+static int is_runtime(struct dl_phdr_info *info, size_t size, void *argument) {
+    (void)size;
+    struct search *search = argument;
+    const char *base = strrchr(info->dlpi_name, '/');
+    if (strncmp(base ? base + 1 : info->dlpi_name, "libcudart.so", 12) != 0 || search->left--)
+        return 0;
+    snprintf(search->path, sizeof search->path, "%s", info->dlpi_name);
+    return 1;
+}
 
 /* A library that a process opened by name keeps its symbols to itself, where RTLD_NEXT does not look: Python opens
  * torch's so. */
-static int in_runtime(struct dl_phdr_info *info, size_t size, void *argument) {
-    (void)size;
-    void **looked = argument;
-    const char *base = strrchr(info->dlpi_name, '/');
-    if (strncmp(base ? base + 1 : info->dlpi_name, "libcudart.so", 12) != 0)
-        return 0;
-    void *handle = dlopen(info->dlpi_name, RTLD_LAZY | RTLD_NOLOAD);
-    looked[1] = handle ? dlsym(handle, looked[0]) : NULL;
-    if (handle)
-        dlclose(handle); /* whoever has it open keeps it */
-    return looked[1] != NULL;
+static void *in_loaded_runtimes(const char *name) {
+    struct search search;
+    for (int index = 0; search.left = index, dl_iterate_phdr(is_runtime, &search); index++) {
+        void *handle = dlopen(search.path, RTLD_LAZY | RTLD_NOLOAD); /* not within the search: its lock is another */
+        void *found = handle ? dlsym(handle, name) : NULL;
+        if (handle)
+            dlclose(handle); /* whoever has it open keeps it */
+        if (found)
+            return found;
+    }
+    return NULL;
 }
 
 /* The runtime's own function; NULL: there is none. `cache` keeps it. */
@@ -90,11 +107,8 @@ static void *runtime(const char *name, _Atomic(void *) *cache) {
     void *found = atomic_load(cache);
     if (found == NULL)
         found = dlsym(RTLD_NEXT, name);
-    if (found == NULL) {
-        void *looked[2] = {(void *)name, NULL};
-        dl_iterate_phdr(in_runtime, looked);
-        found = looked[1];
-    }
+    if (found == NULL)
+        found = in_loaded_runtimes(name);
     atomic_store(cache, found);
     return found;
 }
