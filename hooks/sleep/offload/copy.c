@@ -220,7 +220,7 @@ static bool prepare(struct lane *lane, struct run *run, int device) {
     lane->device = device;
     atomic_init(&lane->next, 0);
     if (!list(lane, copy->store->chunk_bytes))
-        return fail(run->why, "out_of_host_memory", "no memory for the list of chunks");
+        return fail_host_memory(run->why, sizeof *lane->items, "the list of chunks");
     CUresult result = cuda.ctx_set_current(regions.devices[device].context);
     if (result == CUDA_SUCCESS && !copy->out)
         result = clear(device, copy->store);
@@ -257,7 +257,7 @@ bool copy_run(struct copy *copy, struct failure *why) {
     struct worker *workers = calloc((size_t)MAX_DEVICES * copy->threads, sizeof *workers);
     memset(lanes, 0, sizeof lanes);
     atomic_init(&run.used, copy->store->used);
-    bool ok = workers != NULL || fail(why, "out_of_host_memory", "no memory for the threads");
+    bool ok = workers != NULL || fail_host_memory(why, sizeof *workers * copy->threads, "the threads");
     double began = now_s();
     for (int device = 0; ok && device < MAX_DEVICES; device++)
         if (regions.devices[device].known)

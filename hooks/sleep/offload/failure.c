@@ -15,6 +15,12 @@ bool fail(struct failure *why, const char *code, const char *format, ...) {
     return false;
 }
 
+bool fail_host_memory(struct failure *why, size_t wanted_bytes, const char *what) {
+    fail(why, "out_of_host_memory", "no host memory for %s: %zu bytes are wanted", what, wanted_bytes);
+    add_field(why, "\"wanted_bytes\": %zu", wanted_bytes);
+    return false;
+}
+
 bool fail_cuda(struct failure *why, const char *call, CUresult result) {
     char text[96];
     fail(why, "cuda", "%s: %s", call, cuda_error_text(result, text, sizeof text));

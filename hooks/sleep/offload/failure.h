@@ -15,6 +15,7 @@ struct failure {
 
 /* Each of these fills `why` in and returns false, so that a caller can return it. */
 bool fail(struct failure *why, const char *code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+bool fail_host_memory(struct failure *why, size_t wanted_bytes, const char *what);
 bool fail_cuda(struct failure *why, const char *call, CUresult result);
 
 /* Add members to the answer: `add_field(why, "\"device\": %d", 0)`. What does not fit is left out. */

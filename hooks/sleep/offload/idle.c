@@ -73,7 +73,7 @@ bool wait_until_idle(double limit_s, struct failure *why) {
             continue;
         struct wait *wait = begin(regions.devices[device].context);
         if (wait == NULL)
-            return fail(why, "out_of_host_memory", "no thread to wait for GPU %d", device);
+            return fail_host_memory(why, sizeof *wait, "a thread that waits for the GPU");
         pthread_mutex_lock(&wait->lock);
         while (!wait->over && pthread_cond_timedwait(&wait->ended, &wait->lock, &until) == 0)
             ;

@@ -162,7 +162,7 @@ static bool open_store(const struct choices *choices, struct failure *why) {
         region->chunk_count = (region->bytes + store.chunk_bytes - 1) / store.chunk_bytes;
         region->chunks = calloc(region->chunk_count, sizeof *region->chunks);
         if (region->chunks == NULL)
-            return fail(why, "out_of_host_memory", "no memory for the list of chunks");
+            return fail_host_memory(why, region->chunk_count * sizeof *region->chunks, "the list of chunks");
     }
     return true;
 }
@@ -177,11 +177,8 @@ static bool map_store(struct failure *why) {
         return true;
     size_t room = bytes + HUGE_PAGE;
     char *base = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (base == MAP_FAILED) {
-        fail(why, "out_of_host_memory", "no %.1f GB of host memory to put GPU memory into", (double)bytes / 1e9);
-        add_field(why, "\"wanted_bytes\": %zu", bytes);
-        return false;
-    }
+    if (base == MAP_FAILED)
+        return fail_host_memory(why, bytes, "the contents of GPU memory");
     madvise(base, room, MADV_HUGEPAGE); /* a fault for each 2 MiB, not for each 4 KiB; without them it is just slower */
     store.base = base;
     store.room = room;
