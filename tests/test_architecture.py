@@ -121,6 +121,7 @@ ARROWS: dict[str, set[str]] = {
         "supervisor",
         "hooks.http",
         "hooks.artifacts",
+        "hooks.sleep.offload",
         "hooks.smoke",
     }
     | LEAVES,

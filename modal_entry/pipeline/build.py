@@ -1,5 +1,8 @@
 """llama-server from a tag of llama.cpp: clone, patch, compile, install, in that order and on disk last.
 
+Beside it lies our library that offloads GPU memory, compiled from the packaged source. A server runs without it too, so
+a library that does not compile costs no build: BUILD.json and the log say why it is not there.
+
 A build is one folder for each tag and architecture, immutable. It is compiled on the builder's own disk, gathered in a
 staging folder on the volume, described by BUILD.json as the last file, and only then renamed to its own name. So a
 folder with BUILD.json is whole however its builder died, and one without is replaced by the next build.
@@ -23,6 +26,9 @@ from pathlib import Path
 from typing import Final
 
 from hooks.artifacts.files import sha256_of
+from hooks.sleep.offload import GpuMemoryError
+from hooks.sleep.offload import build as offload
+from hooks.sleep.offload.build import LIBRARY
 from modal_entry.pipeline.cmake import compiler, configuration
 from modal_entry.pipeline.commands import CommandFailed, Run, emit, host_lock, run_command
 from modal_entry.pipeline.manifest import BINARY, Manifest, check_build, folder_name
@@ -61,7 +67,9 @@ class Built:
     fresh: bool
 
     def __str__(self) -> str:
-        return f"{'built' if self.fresh else 'already built'}: {self.folder}"
+        lacks = self.manifest.architecture and LIBRARY not in self.manifest.files
+        without = f" (without {LIBRARY}: {self.manifest.gpu_memory})" if lacks else ""
+        return f"{'built' if self.fresh else 'already built'}: {self.folder}{without}"
 
 
 def build(
@@ -141,6 +149,7 @@ def _make(
     try:
         staging.chmod(0o755)  # mkdtemp's 0700 would shut out a server under another user
         _gather(tree, out / "bin", staging)
+        gpu_memory = _add_library(staging) if cuda_arch else "none: for CPUs"
         manifest = Manifest(
             tag=tag,
             commit=commit,
@@ -151,6 +160,7 @@ def _make(
             ran=_ran(staging, run),
             files={p.relative_to(staging).as_posix(): sha256_of(p) for p in sorted(staging.rglob("*")) if p.is_file()},
             built_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            gpu_memory=gpu_memory,
         )
         manifest.write(staging)
         _rename(staging, root / name)
@@ -185,6 +195,18 @@ def _gather(tree: Path, bin_folder: Path, staging: Path) -> None:
     for template in sorted((tree / "models" / "templates").glob("google-gemma-4*.jinja")):
         (staging / "templates").mkdir(exist_ok=True)
         shutil.copy2(template, staging / "templates" / template.name)
+
+
+def _add_library(staging: Path) -> str:
+    """Compiles the library that offloads GPU memory; returns "built", or why there is none."""
+    try:
+        offload.build(staging)
+    except GpuMemoryError as failed:
+        (staging / LIBRARY).unlink(missing_ok=True)
+        emit("build.gpu_memory", outcome="not built", because=str(failed))
+        return f"not built: {failed.summary}"
+    emit("build.gpu_memory", outcome="built")
+    return "built"
 
 
 def _ran(staging: Path, run: Run) -> str:

@@ -119,6 +119,7 @@ def inspect_build(folder: Path, architecture: str | None = None) -> BuildSeen:
         "CUDA": f"{manifest.cuda}, architecture {manifest.architecture}" if manifest.cuda else "none: for CPUs",
         "version": manifest.ran,
         "flags": flags,
+        "GPU memory": manifest.gpu_memory,
         "templates": ", ".join(name for name in sizes if name.endswith(".jinja")) or "none: the model's own is used",
     }
     return BuildSeen(folder=folder, facts=facts, files=sizes, doubts=(*doubts, *wrong))

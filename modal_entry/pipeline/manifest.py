@@ -14,6 +14,7 @@ __all__ = ["BUILD_JSON", "BuildFault", "BuildId", "Manifest", "check_build", "fo
 
 BUILD_JSON: Final = "BUILD.json"
 BINARY: Final = "llama-server"
+OLDER: Final = "none: built before there was a library"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,7 @@ class Manifest:
         ran: the binary's own version line, or why it could not be run where it was built.
         files: sha256 in hex of every file, by path relative to the folder.
         built_at: UTC, ISO 8601.
+        gpu_memory: "built" where the library that offloads GPU memory lies beside the binary, else why it does not.
     """
 
     tag: str
@@ -69,6 +71,7 @@ class Manifest:
     ran: str
     files: dict[str, str]
     built_at: str
+    gpu_memory: str = OLDER
 
     @property
     def folder(self) -> str:
@@ -105,6 +108,7 @@ class Manifest:
                 ran=str(value["ran"]),
                 files=files,
                 built_at=str(value["built_at"]),
+                gpu_memory=str(value.get("gpu_memory", OLDER)),
             )
         except KeyError as error:
             raise ValueError(f"it has no field {error}") from error

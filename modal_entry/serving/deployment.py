@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from modal_entry.serving import volumes
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from supervisor import Hooks, Profile, Secret
     from supervisor.steps import Step
 
-__all__ = ["PORT", "Deployment"]
+__all__ = ["PORT", "Deployment", "Way"]
 
 PORT: Final = 8000
+Way = Literal["offload", "driver"]
 
 _EXIT_CODE: Final = 1  # of a container whose server crashed: Modal replaces it
 _GRACE_S: Final = 20.0  # Modal gives exit hooks 30 s
@@ -45,6 +46,10 @@ class Deployment:
         llama_cpp_tag: the tag to compile; the variable LLAMA_CPP_TAG wins, see `tag`.
         gpu: Modal's name of the GPU.
         gpu_use_gib: GPU memory in use. A checkpoint moves it to the host, so the server asks for as much there.
+        gpu_memory: who moves it. "offload": the library that lies in the build beside the server, before the platform's
+            checkpoint and after its restore, several times faster and with every byte verified; a build without it, and
+            a server that fails the self-check before the seal, are left to the driver, with a notice that says why.
+            "driver": the platform, by the CUDA driver.
         cpu: cores to ask for.
         ctx_size: tokens in all, shared by the slots.
         slots: requests served at once; also Modal's target concurrency.
@@ -72,6 +77,7 @@ class Deployment:
     llama_cpp_tag: str
     gpu: str
     gpu_use_gib: float
+    gpu_memory: Way = "offload"
     cpu: float = 4.0
     ctx_size: int
     slots: int
@@ -95,6 +101,10 @@ class Deployment:
                 from supervisor.errors import ProfileError
 
                 raise ProfileError(field=field, value=getattr(self, field), allowed=f"from 0 to {high:g}")
+        if self.gpu_memory not in get_args(Way):
+            from supervisor.errors import ProfileError
+
+            raise ProfileError(field="gpu_memory", value=self.gpu_memory, allowed=" or ".join(get_args(Way)))
 
     @property
     def tag(self) -> str:
@@ -126,7 +136,12 @@ class Deployment:
 
     @property
     def memory_mib(self) -> int:
-        """Host memory to ask for."""
+        """Host memory to ask for: room for all GPU memory once, and 8 GiB.
+
+        Once, whoever moves it: what the library has put aside is off the GPU by the time that the driver's checkpoint
+        moves the rest (CUDA's context and allocations below 8 MiB: about 0.5 GB), and zeros are not kept at all. The
+        library's pinned buffers (tens of MiB) are given back before that.
+        """
         return math.ceil((self.gpu_use_gib + _HEADROOM_GIB) * 1024)
 
     @property
@@ -134,12 +149,17 @@ class Deployment:
         """All that may happen before Modal registers the port, each Step at its limit.
 
         That is a start with its seal, a resume, and a second start with seal and resume in place of a server that did
-        not survive.
+        not survive. Where GPU memory is offloaded, each seal may fail at that, and a start with a seal in the driver's
+        way takes its place.
         """
+        offloads = self.gpu_memory == "offload"
         goldens = 2 if self.mmproj else 1
         start_s = _COPY_S + 2 * _STEP_S + self.start_s + (len(self.warmups) + 1) * _STEP_S
         seal_s = 2 * _STEP_S + goldens * _GOLDEN_S
         resume_s = _RESUME_S + goldens * _GOLDEN_S
+        if offloads:  # library and folder; self-check and offload, and a reload that undoes them; reload
+            offloaded_s = start_s + _STEP_S + seal_s + 3 * _STEP_S + self.grace_s
+            return math.ceil(2 * (offloaded_s + start_s + seal_s + _STEP_S + resume_s) + self.grace_s)
         return math.ceil(2 * (start_s + seal_s + resume_s) + self.grace_s)
 
     def profile(self, build: Path, api_key: Secret) -> Profile:

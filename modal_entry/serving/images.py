@@ -55,7 +55,7 @@ def builder(deployment: Deployment) -> dict[str, Any]:
     """Options of `@app.function` for the compilation: no GPU is needed, the architecture is named."""
     image = _cuda("devel", "git", "cmake", "ninja-build", "build-essential").pip_install(*_PIPELINE)
     return {
-        "image": _with_sources(image.env({"LLAMA_CPP_TAG": deployment.tag})),
+        "image": _with_sources(image.env({"LLAMA_CPP_TAG": deployment.tag}), kinds=(".py", ".c", ".h")),
         "volumes": {str(volumes.BUILDS): builds_volume},
         "cpu": 16.0,
         "memory": 32_768,
@@ -96,11 +96,11 @@ def _cuda(flavour: str, *packages: str) -> modal.Image:
     return image.entrypoint([]).apt_install(*packages)  # NVIDIA's entrypoint prints a banner at each start
 
 
-def _with_sources(image: modal.Image) -> modal.Image:
+def _with_sources(image: modal.Image, *, kinds: tuple[str, ...] = (".py",)) -> modal.Image:
+    """Our packages in an image, but for the rehearsals: files that end so, by default Python sources alone."""
+
+    def stays_here(path: Path) -> bool:
+        return path.suffix not in kinds or path.parts[0] == "rehearsal"
+
     # Last in the chain: sources are mounted, so that a change of ours rebuilds no image.
-    return image.add_local_python_source(*_SOURCES, ignore=_not_shipped)
-
-
-def _not_shipped(path: Path) -> bool:
-    """Whether a file, by its path in its package, stays here: all but Python sources, and the rehearsals."""
-    return path.suffix != ".py" or path.parts[0] == "rehearsal"
+    return image.add_local_python_source(*_SOURCES, ignore=stays_here)

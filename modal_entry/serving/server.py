@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import modal
 
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from modal_entry.serving.deployment import Deployment
     from supervisor import Daemon, Hooks, Profile, Secret
     from supervisor.child import Child
+    from supervisor.errors import SupervisorError
     from supervisor.logs.sink import Sink
 
 __all__ = ["Server"]
+
+NOTE: Final = "gpu memory: "  # begins a line of the log
 
 
 class Server:
@@ -53,7 +56,6 @@ class Server:
         self._start()
 
     def _start(self) -> None:
-        from supervisor import Daemon
         from supervisor.logs.sink import Sink
 
         self._key = self.api_key()
@@ -62,14 +64,50 @@ class Server:
         as_json = os.environ.get("WARMBOOT_LOG_FORMAT") == "json"  # set by a rehearsal, or in the image
         self._sink = Sink(sys.stderr, "json" if as_json else "console")
         try:
-            hooks = self.hooks()
-            daemon = Daemon(self.profile(build, self._key), replace(hooks, observers=(*hooks.observers, self._sink)))
-            self._daemon = daemon
-            daemon.start()
-            daemon.seal()
+            if self.deployment.gpu_memory == "driver" or not self._sealed_offloaded(build):
+                self._start_and_seal(build)
         except BaseException:
             self.close()  # Modal runs no exit hook after a failed enter hook
             raise
+
+    def _sealed_offloaded(self, build: Path) -> bool:
+        """Starts and seals with GPU memory put aside; False: it is left to the driver, and nothing runs."""
+        from hooks.sleep.offload.build import LIBRARY
+        from supervisor.errors import SupervisorError
+
+        library = build / LIBRARY
+        if not library.is_file():
+            self._notice(f"the build {build.name} has no {LIBRARY}; build it anew, under another tag, to have one")
+            return False
+        try:
+            self._start_and_seal(build, library)
+        except SupervisorError as failure:
+            if not _may_come_of_offloading(failure):
+                raise
+            self._notice(f"{failure.summary} A cold start without the library takes this server's place")
+            if self._daemon is not None:
+                self._daemon.stop()
+            return False
+        return True
+
+    def _start_and_seal(self, build: Path, library: Path | None = None) -> None:
+        """Cold start, warmup, seal; a library puts GPU memory aside, None leaves it to the driver."""
+        from supervisor import Daemon
+
+        assert self._key and self._sink
+        profile, hooks = self.profile(build, self._key), self.hooks()
+        if library is not None:
+            from hooks.sleep import GpuMemory
+
+            memory = GpuMemory(library=library, proof=hooks.after_resume)
+            profile, hooks = memory.profile(profile), hooks + memory.hooks()
+        self._daemon = Daemon(profile, replace(hooks, observers=(*hooks.observers, self._sink)))
+        self._daemon.start()
+        self._daemon.seal()
+
+    def _notice(self, why: str) -> None:
+        assert self._sink
+        self._sink.say(f"{NOTE}left to the driver: {why}")
 
     @modal.enter(snap=False)
     def resume(self) -> None:
@@ -157,3 +195,12 @@ class Server:
             self._prepared = False
         else:
             await anyio.to_thread.run_sync(self.prepare)
+
+
+def _may_come_of_offloading(failure: SupervisorError) -> bool:
+    """Whether a server failed in a way in which the library may have part: it died, or could not sleep and wake."""
+    from supervisor.errors import ChildCrashed, DiedBeforeReady, StepFailed
+
+    if isinstance(failure, StepFailed):
+        return failure.point in ("sleep", "wake")
+    return isinstance(failure, DiedBeforeReady | ChildCrashed)
