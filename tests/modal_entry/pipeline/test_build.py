@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hooks.sleep.offload import build as offload
+from hooks.sleep.offload.build import LIBRARY, load_error
 from modal_entry.pipeline.build import STALE_S, BuildConflict, Built, build
 from modal_entry.pipeline.commands import CommandFailed, host_lock, run_command
 from modal_entry.pipeline.manifest import BuildFault, Manifest, check_build
@@ -152,6 +155,7 @@ def test_a_build_is_whole_and_says_how_it_came_about(finished: Path, repository:
     assert "version" in value["compiler"].lower() or value["compiler"][-1].isdigit()
     assert value["ran"] == "version: 100, openssl OFF", "the tag's number despite the shallow clone; declared options"
     assert set(value["files"]) == {"llama-server", "libgreeting.so", "templates/google-gemma-4-31B-it.jinja"}
+    assert value["gpu_memory"] == "none: for CPUs"
     assert check_build(folder) == []
     assert os.listdir(finished) == ["b100-cpu"], "no staging folder stays"
 
@@ -337,17 +341,47 @@ def test_a_build_of_another_kind_is_never_replaced(root: Path, repository: str) 
 
 
 def test_two_architectures_have_a_build_each(root: Path, repository: str) -> None:
-    """A second kind of GPU meets no conflict: its build lies beside the first, which is not touched."""
+    """A second kind of GPU meets no conflict: its build lies beside the first, which is not touched.
 
-    def run(argv: Any, *, cwd: Path) -> str:
-        if argv[0] == "cmake" and "-S" in argv:  # no CUDA here: configured as for a CPU
-            argv = [word for word in argv if "CUDA" not in word]
-        return run_command(argv, cwd=cwd)
-
+    Beside a server for GPUs lies the library that puts their memory aside, under its hash as all files are.
+    """
     before = (root / "b100-cpu" / "BUILD.json").read_bytes()
-    done = make(root, repository, cuda_arch="80", run=run)
+    done = make(root, repository, cuda_arch="80", run=without_cuda)
     assert done.fresh and done.folder.name == "b100-sm80" and done.manifest.architecture == "80"
     assert check_build(done.folder) == [] and (root / "b100-cpu" / "BUILD.json").read_bytes() == before
+    assert done.manifest.gpu_memory == "built" and LIBRARY in done.manifest.files
+    assert load_error(done.folder / LIBRARY) is None
+    assert str(done) == f"built: {done.folder}"
+    (done.folder / LIBRARY).write_bytes(b"another")
+    assert [fault.path for fault in check_build(done.folder)] == [LIBRARY]
+
+
+def without_cuda(argv: Any, *, cwd: Path) -> str:
+    """Runs a command; there is no CUDA here, so that CMake configures as for a CPU."""
+    if argv[0] == "cmake" and "-S" in argv:
+        argv = [word for word in argv if "CUDA" not in word]
+    return run_command(argv, cwd=cwd)
+
+
+def test_a_library_that_does_not_compile_costs_no_build(
+    tmp_path: Path, repository: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's build is whole without the library, and says why there is none."""
+    monkeypatch.setattr(offload, "build", partial(offload.build, cc="no-such-compiler"))
+    done = make(tmp_path, repository, cuda_arch="80", run=without_cuda)
+    assert check_build(done.folder) == [] and LIBRARY not in done.manifest.files
+    assert done.manifest.gpu_memory.startswith("not built: there is no C compiler 'no-such-compiler'")
+    assert f"without {LIBRARY}" in str(done)
+
+
+def test_a_build_from_before_there_was_a_library_is_whole(root: Path) -> None:
+    """Builds on a volume stay what they are: no field about the library, no doubt."""
+    path = root / "b100-cpu" / "BUILD.json"
+    value = json.loads(path.read_text())
+    del value["gpu_memory"]
+    path.write_text(json.dumps(value))
+    assert check_build(path.parent) == []
+    assert Manifest.read(path.parent).gpu_memory == "none: built before there was a library"
 
 
 def test_two_builders_of_one_tag_make_one_build(tmp_path: Path, repository: str) -> None:

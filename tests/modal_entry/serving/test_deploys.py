@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from fakes.modal_host import SECRETS, filled
+from hooks.sleep.offload.build import sources
 from modal_entry import gemma as gemma_entry
 from modal_entry import qwen3 as qwen3_entry
 from modal_entry.rehearsal.control_plane import ControlPlane
@@ -68,11 +69,17 @@ def test_images_and_sources(gemma: ControlPlane) -> None:
     assert "-devel-" in builder
     assert "cmake" in builder
     assert gemma.image_env(functions["download_model"].image_id)["HF_XET_HIGH_PERFORMANCE"] == "1"
-    for function in functions.values():
+    for name, function in functions.items():
         files = set(gemma.sources(function))
         wanted = ("supervisor/lifecycle/run.py", "hooks/warmup/steps.py", "modal_entry/serving/server.py")
         assert {f"/root/{path}" for path in wanted} <= files
-        assert not [path for path in files if "/rehearsal/" in path or not path.endswith(".py")]
+        assert not [path for path in files if "/rehearsal/" in path]
+        kinds = {Path(path).suffix for path in files}
+        if name == "build_llama_server":  # which compiles our library
+            assert kinds == {".py", ".c", ".h"}
+            assert {f"/root/hooks/sleep/offload/{path.name}" for path in sources()} <= files
+        else:
+            assert kinds == {".py"}
     assert "HF_TOKEN" not in runtime
 
 
