@@ -19,7 +19,7 @@ import pytest
 from hooks.sleep.offload import build as offload
 from hooks.sleep.offload.build import LIBRARY, load_error
 from modal_entry.pipeline.build import STALE_S, BuildConflict, Built, build
-from modal_entry.pipeline.commands import CommandFailed, host_lock, run_command
+from modal_entry.pipeline.commands import CommandFailed, run_command
 from modal_entry.pipeline.manifest import BuildFault, Manifest, check_build
 from modal_entry.pipeline.patches import PatchDoesNotApply
 from supervisor.errors import ProfileError
@@ -391,20 +391,3 @@ def test_two_builders_of_one_tag_make_one_build(tmp_path: Path, repository: str)
         said = [process.communicate(timeout=60)[0].splitlines()[-1] for process in (one, other)]
     assert sorted(said) == [f"already built: {root / 'b100-cpu'}", f"built: {root / 'b100-cpu'}"]
     assert os.listdir(root) == ["b100-cpu"] and check_build(root / "b100-cpu") == []
-
-
-def test_the_lock_of_a_dead_holder_is_free(tmp_path: Path) -> None:
-    """The kernel lets go with the process."""
-    code = "import sys; from pathlib import Path; from modal_entry.pipeline.commands import host_lock\n"
-    code += "with host_lock(Path(sys.argv[1]), 'x'): print('held', flush=True); sys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
-        assert holder.stdout and holder.stdout.readline() == "held\n"
-        holder.kill()
-    with host_lock(tmp_path, "x"):
-        pass
