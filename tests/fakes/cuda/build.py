@@ -113,7 +113,7 @@ def build(folder: Path, kind: str = "plain") -> Built:
         stub("libcuda.so.1", "control.c", "memory.c", "work.c"),
         stub("libcudart.so.13", "runtime.c"),
         stub("libnvidia-ml.so.1", "nvml.c"),
-        *([library] if SOURCES.exists() else []),
+        *([library] if any(SOURCES.glob("*.c")) else []),
     )
     engine = str(HERE / "engine.c")
     at_once(

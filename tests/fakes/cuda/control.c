@@ -3,6 +3,7 @@
 #include "stub.h"
 
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -127,6 +128,13 @@ PUBLIC CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice device)
         *value = 0;
         return CUDA_SUCCESS;
     }
+}
+
+PUBLIC CUresult cuDeviceGetPCIBusId(char *text, int room, CUdevice device) {
+    if (need_init()) return CUDA_ERROR_NOT_INITIALIZED;
+    if (device < 0 || device >= device_count()) return CUDA_ERROR_INVALID_DEVICE;
+    snprintf(text, (size_t)room, "0000:%02x:00.0", 0x10 + device);
+    return CUDA_SUCCESS;
 }
 
 PUBLIC CUresult cuDeviceCanAccessPeer(int *can, CUdevice device, CUdevice peer) {

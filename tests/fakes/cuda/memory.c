@@ -322,7 +322,7 @@ PUBLIC CUresult cuMemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAcc
     if (!bytes || !wanted || !count) return CUDA_ERROR_INVALID_VALUE;
     for (size_t i = 0; i < count; i++)
         if (wanted[i].location.type != 1 || (wanted[i].flags != 0 && wanted[i].flags != 3)) return CUDA_ERROR_INVALID_VALUE;
-    if (fault_hits(FAULT_ACCESS)) return CUDA_ERROR_OUT_OF_MEMORY;
+    if (fault_hits(FAULT_ACCESS)) return CUDA_ERROR_INVALID_DEVICE;
     char *start = as_pointer(address);
     CUresult result = CUDA_SUCCESS;
     pthread_rwlock_wrlock(&lock);

@@ -3,11 +3,12 @@
 #include "stub.h"
 
 #include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { NVML_SUCCESS = 0, NVML_ERROR_INVALID_ARGUMENT = 2, NVML_ERROR_NOT_SUPPORTED = 3, NVML_ERROR_INSUFFICIENT_SIZE = 7 };
+enum { NVML_SUCCESS = 0, NVML_ERROR_INVALID_ARGUMENT = 2, NVML_ERROR_NOT_SUPPORTED = 3, NVML_ERROR_NOT_FOUND = 6, NVML_ERROR_INSUFFICIENT_SIZE = 7 };
 
 typedef struct {
     unsigned pid;
@@ -28,6 +29,12 @@ PUBLIC int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
     if (index >= MAX_DEVICES) return NVML_ERROR_INVALID_ARGUMENT;
     *device = (void *)(uintptr_t)(index + 1);
     return NVML_SUCCESS;
+}
+
+PUBLIC int nvmlDeviceGetHandleByPciBusId_v2(const char *address, void **device) {
+    unsigned index;
+    if (sscanf(address, "0000:%x:00.0", &index) != 1 || index < 0x10) return NVML_ERROR_NOT_FOUND;
+    return nvmlDeviceGetHandleByIndex_v2(index - 0x10, device);
 }
 
 PUBLIC int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, nvmlProcessInfo_t *processes) {
