@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -162,6 +162,8 @@ class Dialect:
         weight_files: a model's path -> every file that belongs to it, by name alone.
         no_mmap_hint: how to load the weights without mapping their file.
         io_uring_hint: how to have the server do without io_uring, which no snapshot of processes holds.
+        gpu_memory_hint: argv -> why the GPU memory of such a server cannot be put aside, and the setting that avoids
+            it, as what follows "because"; None: nothing speaks against it.
         out_of_memory: a regular expression for log lines of a failed allocation.
     """
 
@@ -200,6 +202,7 @@ class Dialect:
     io_uring_hint: str = (
         "have its event loop do without, such as asyncio's own in place of uvloop (uvicorn --loop asyncio)"
     )
+    gpu_memory_hint: Callable[[Sequence[str]], str | None] | None = None
     out_of_memory: str | None = None
 
     def allocation_failure(self, lines: Iterable[str]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,11 @@ from supervisor.errors import require
 from supervisor.redact import MASK, Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from supervisor.engines.help_flags import Binary
 
-__all__ = ["accept_status_ok", "argv", "check_inherited", "check_key", "check_model", "yaml_file"]
+__all__ = ["accept_status_ok", "argv", "check_inherited", "check_key", "check_model", "shares_gpu_memory", "yaml_file"]
 
 
 def argv(binary: Binary) -> tuple[str, ...]:
@@ -43,6 +44,26 @@ def check_inherited(patterns: Collection[str], never: Collection[str]) -> None:
     for pattern in patterns:
         hidden = [name for name in never if fnmatchcase(name, pattern)]
         require(not hidden, "inherit_env", pattern, f"too narrow for {', '.join(hidden)}")
+
+
+def shares_gpu_memory(argv: Sequence[str], ranks: Collection[str]) -> str | None:
+    """Say why the GPU memory of a tensor-parallel vLLM or SGLang cannot be put aside; None: nothing speaks against it.
+
+    Their ranks exchange CUDA IPC handles of the memory that the custom all-reduce works in. Memory that can be put
+    aside has none; without that all-reduce both fall back to NCCL, whose memory stays where it is (seen: vLLM 0.26.0).
+
+    Args:
+        argv: the command.
+        ranks: the flags that say over how many GPUs a layer is spread.
+    """
+    given = [word.replace("_", "-") for word in argv]
+    if "--disable-custom-all-reduce" in given:
+        return None
+    counts = [after for word, after in pairwise(given) if word in ranks]
+    counts += [word.partition("=")[2] for word in given if word.partition("=")[0] in ranks]
+    if not any(count.isdecimal() and int(count) > 1 for count in counts):
+        return None
+    return "its ranks share GPU memory by CUDA IPC; with --disable-custom-all-reduce they do not"
 
 
 def yaml_file(config: str | Path) -> Path:

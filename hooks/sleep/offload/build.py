@@ -20,7 +20,7 @@ from typing import Final
 
 from hooks.sleep.offload.errors import CompileFailed, NoCompiler
 
-__all__ = ["FLAGS", "LIBRARY", "build", "find", "load_error", "sources"]
+__all__ = ["FLAGS", "LIBRARY", "build", "can_be_preloaded", "find", "load_error", "sources"]
 
 LIBRARY: Final = "libwarmboot_gpu.so"
 
@@ -80,9 +80,14 @@ def find() -> Path | None:
     return None
 
 
+def can_be_preloaded(library: Path) -> bool:
+    """Tell whether LD_PRELOAD can name such a path at all."""
+    return _NO_PRELOAD.search(os.fspath(library)) is None
+
+
 def load_error(library: Path) -> str | None:
     """Tell why the dynamic loader would leave the library out here; None: it loads. Blocks for milliseconds."""
-    if _NO_PRELOAD.search(os.fspath(library)):
+    if not can_be_preloaded(library):
         return f"LD_PRELOAD cannot name {library}: put it where no blank, ':', '$' or brace is in its path"
     if not library.is_file():
         return f"there is no file {library}"

@@ -9,9 +9,11 @@ import json
 import math
 import re
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from supervisor.dialect import Dialect, Fields, Reading, Request, samples, seeded
+from supervisor.engines.settings import shares_gpu_memory
 from supervisor.levels import plain_line
 
 if TYPE_CHECKING:
@@ -159,6 +161,7 @@ SGLANG: Final = Dialect(
     weight_files=weight_files,
     no_mmap_hint="have SGLang read its weights without mapping them: --weight-loader-disable-mmap",
     io_uring_hint='have SGLang run on asyncio\'s own event loop instead of uvloop: Sglang(event_loop="asyncio")',
+    gpu_memory_hint=partial(shares_gpu_memory, ranks=("--tp-size", "--tensor-parallel-size", "--tp")),
     out_of_memory=OUT_OF_MEMORY,
 )
 """How SGLang speaks. It has no route that tells whether its memory is released."""

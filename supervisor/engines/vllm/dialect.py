@@ -9,9 +9,11 @@ import json
 import math
 import re
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from supervisor.dialect import Dialect, Fields, Reading, Request, samples, seeded
+from supervisor.engines.settings import shares_gpu_memory
 from supervisor.engines.vllm.weights import weight_files
 from supervisor.levels import LEVELS, plain_line
 
@@ -153,6 +155,7 @@ VLLM: Final = Dialect(
     weight_files=weight_files,
     no_mmap_hint="have vLLM read its weights: --safetensors-load-strategy eager, or --load-format with another loader",
     io_uring_hint='have vLLM run on asyncio\'s own event loop instead of uvloop: Vllm(event_loop="asyncio")',
+    gpu_memory_hint=partial(shares_gpu_memory, ranks=("--tensor-parallel-size", "-tp")),
     out_of_memory=OUT_OF_MEMORY,
 )
 """How vLLM speaks; `open_paths` are those of a server without our guard."""

@@ -1,0 +1,128 @@
+"""The private folder in which the processes of one server offer their sockets.
+
+Its name is fixed when the profile is made, because the server learns it from its environment; the folder itself lives
+from `before_start` until the child is gone. Whoever may enter it may take the server's memory away: so it is 0700, of
+an unpredictable name, and nothing in it is believed that others could have put there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import stat
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from supervisor import events
+
+if TYPE_CHECKING:
+    from supervisor.child import Child
+
+__all__ = ["VARIABLE", "PrivateFolder", "folder_of", "new_path", "sockets"]
+
+VARIABLE: Final = "WARMBOOT_GPU_MEMORY"
+"""By which the library learns the folder; without it the library does nothing."""
+
+_PREFIX: Final = "warmboot-gpu-"
+# A socket's address has 107 bytes, unix(7); `/warmboot-gpu-<16>/<pid>.sock` takes 43 of them.
+_LONGEST_BASE: Final = 60
+_GONE: Final = (events.TeardownFinished, events.Failed, events.Stopped)
+
+
+def new_path() -> Path:
+    """Return the path of a folder that nobody can guess, short enough for sockets in it; nothing is made."""
+    base = tempfile.gettempdir()
+    short = base if len(os.fsencode(base)) <= _LONGEST_BASE else "/tmp"  # noqa: S108  of an unpredictable name
+    return Path(short) / f"{_PREFIX}{secrets.token_hex(8)}"
+
+
+def folder_of(child: Child) -> Path | None:
+    """Return the folder that the child's environment names; None: it names none."""
+    value = child.env.get(VARIABLE)
+    return Path(value) if value else None
+
+
+def sockets(folder: Path) -> list[Path]:
+    """Return the sockets in the folder, by the number of their process; those of ended processes may be among them."""
+    with suppress(OSError):
+        return sorted((path for path in folder.glob("*.sock") if path.stem.isdecimal()), key=lambda it: int(it.stem))
+    return []
+
+
+@dataclass(slots=True)
+class PrivateFolder:
+    """The folder of one life: made, and taken away when the child is gone.
+
+    Attributes:
+        path: where it is; None: nowhere.
+        lock: the descriptor that holds its lock, by which others see that its supervisor lives; None: no lock.
+    """
+
+    path: Path | None = None
+    lock: int | None = None
+
+    def make(self, path: Path) -> None:
+        """Make the folder, empty, and take away those whose supervisors were killed.
+
+        Raises:
+            OSError: it cannot be made, or is not ours alone.
+        """
+        self.remove()
+        _sweep(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            _require_ours(path, os.fstat(lock))
+            os.fchmod(lock, 0o700)  # whatever the umask says
+            with suppress(OSError):  # no locks here: nobody sweeps either
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _empty(path)
+        except BaseException:
+            os.close(lock)
+            raise
+        self.path, self.lock = path, lock
+
+    def observe(self, event: events.Event) -> None:
+        """Take the folder away when the child has ended, or never began."""
+        if isinstance(event, _GONE):
+            self.remove()
+
+    def remove(self) -> None:
+        """Take the folder away, if there is one."""
+        path, self.path = self.path, None
+        lock, self.lock = self.lock, None
+        if path is not None:
+            _empty(path)
+            with suppress(OSError):
+                path.rmdir()
+        if lock is not None:
+            os.close(lock)
+
+
+def _require_ours(path: Path, seen: os.stat_result) -> None:
+    if seen.st_uid != os.geteuid() or stat.S_IMODE(seen.st_mode) & 0o077:
+        raise PermissionError(f"{path} is not a folder of ours alone")
+
+
+def _empty(folder: Path) -> None:
+    for left in sockets(folder):
+        with suppress(OSError):
+            left.unlink()
+
+
+def _sweep(base: Path) -> None:
+    """Remove the folders of supervisors that were killed: nobody holds their locks."""
+    for left in base.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(descriptor).st_uid == os.geteuid():
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _empty(left)
+                    left.rmdir()
+            finally:
+                os.close(descriptor)
