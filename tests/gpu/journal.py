@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
 from typing import Final
+
+from prints import say
 
 from supervisor import events
 from supervisor.events import Event
@@ -14,19 +13,6 @@ TOLD: Final = {
     *("child.up", "child.ready", "child.sealed", "child.resumed", "child.exited", "child.restarting"),
     *("child.stopping", "teardown.finished", "supervision.failed", "supervision.notice", "step.failed"),
 }
-
-
-def say(text: str) -> None:
-    """One line, at once."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-def timed(what: Callable[[], object]) -> float:
-    """How long it took, seconds."""
-    began = time.monotonic()
-    what()
-    return round(time.monotonic() - began, 3)
 
 
 class Journal:

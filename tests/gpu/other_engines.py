@@ -28,7 +28,8 @@ from typing import Any, Final
 import anyio
 import driver
 from driver import Checkpoint, used_mib
-from journal import Journal, say, timed
+from journal import Journal
+from prints import say, timed
 
 from hooks.golden.step import Golden, GoldenMismatch
 from hooks.warmup import Text

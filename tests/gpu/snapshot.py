@@ -39,8 +39,9 @@ import anyio
 import driver
 import shapes
 from driver import Checkpoint, used_mib
-from journal import Journal, say, timed
+from journal import Journal
 from looks import distances, health, holdings, rss_mib, talk
+from prints import say, timed
 
 from fakes import tiny_gemma4
 from hooks.artifacts.marker import Marker

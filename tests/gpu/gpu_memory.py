@@ -1,0 +1,117 @@
+"""Issue 10's measurements on a GPU: GPU memory put aside by our library, beside the driver's way and an engine's own.
+
+    PYTHONPATH=.:tests:tests/gpu python tests/gpu/gpu_memory.py [--only SECTION ...] [--json FILE] ...
+
+| section | measures | needs |
+|---|---|---|
+| bare | the library under a program that only holds GPU memory; a GPU too full, a damaged byte | torch |
+
+FILE is written after every step; a section that fails leaves its error there, and the others run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import driver
+from prints import say
+
+SECTIONS: Final = ("bare",)
+GIB: Final = 1 << 30
+
+
+class Report:
+    """Results by section, in a file after every step."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._began = time.monotonic()
+        self.results: dict[str, Any] = {"gpu": driver.describe()}
+
+    def put(self, section: str, name: str, value: Any) -> None:
+        """Store a result, and what was printed of it."""
+        self.results.setdefault(section, {})[name] = value
+        if self._path:
+            new = self._path.with_suffix(".new")
+            new.write_text(json.dumps(self.results, indent=1, default=str))
+            new.replace(self._path)
+
+    def section(self, name: str, run: Callable[[Callable[[str, Any], None]], None]) -> bool:
+        """Run one; its failure is told, and stays its own."""
+        began = time.monotonic()
+        say(f"== {name}, at {began - self._began:.0f} s")
+        try:
+            run(lambda key, value: self.put(name, key, value))
+        except Exception as error:  # noqa: BLE001  told
+            say(traceback.format_exc())
+            self.put(name, "error", f"{type(error).__name__}: {error}")
+            return False
+        finally:
+            self.put(name, "took_s", round(time.monotonic() - began, 1))
+        return True
+
+
+def bare_section(args: argparse.Namespace) -> Callable[[Callable[[str, Any], None]], None]:
+    """Needs torch in `--torch`, `cc`, and no package of ours."""
+    import bare
+    import library
+
+    def run(put: Callable[[str, Any], None]) -> None:
+        with tempfile.TemporaryDirectory(prefix="wb-gpu-") as folder:
+            built = args.library or library.compiled(Path(folder))
+            bare.measure(
+                put,
+                python=args.torch,
+                built=built,
+                unit_mib=args.unit_mib,
+                budget_s=args.budget_s,
+                plain=args.ctypes,
+            )
+
+    return run
+
+
+def chosen(args: argparse.Namespace) -> Iterable[tuple[str, Callable[[Callable[[str, Any], None]], None]]]:
+    """The sections asked for, in order; what a section imports is only needed by it."""
+    for name in args.only or SECTIONS:
+        yield name, bare_section(args)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=SECTIONS, help="repeatable, in this order; default: all")
+    parser.add_argument("--json", type=Path, help="where the numbers go")
+    parser.add_argument("--library", type=Path, help="a built library; default: built from the sources")
+    parser.add_argument("--torch", default=sys.executable, help="a Python with torch; default: this one")
+    parser.add_argument("--touch-gb", type=int, default=0, help="write to so much host memory first")
+    parser.add_argument("--unit-mib", type=int, default=1024, help="bare: size of each of 16 tensors")
+    parser.add_argument("--budget-s", type=float, default=90.0, help="bare: no more of the sweep after so long")
+    parser.add_argument("--ctypes", action="store_true", help="bare: without torch")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Runs the sections."""
+    args = parse()
+    report = Report(args.json)
+    if args.touch_gb:
+        import bare
+
+        report.put("host", "touched_s", bare.touch(args.touch_gb * GIB))
+        say(f"host memory: {report.results['host']}")
+    passed = [report.section(name, run) for name, run in chosen(args)]
+    say(json.dumps(report.results, default=str))
+    return 0 if all(passed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
