@@ -84,12 +84,13 @@ ARROWS: dict[str, set[str]] = {
     "supervisor.readiness": {f"supervisor.{name}" for name in ("process", "logs", "linux", "timing")} | LEAVES,
     "supervisor.lifecycle": BELOW_LIFECYCLE,
     "supervisor": {"supervisor.lifecycle", "supervisor.logs"} | LEAVES,
+    "supervisor.control": {"supervisor.lifecycle"} | LEAVES,
     "supervisor.engines": LEAVES,
     **dict.fromkeys(ENGINES, {"supervisor.engines"} | LEAVES),
     "supervisor.engines.embedded": {"supervisor.engines", "supervisor.engines.llama_cpp"} | LEAVES,
     "supervisor.loading": {"supervisor.lifecycle"} | BELOW_LIFECYCLE,
     "supervisor.rehearsal": HOOKS | BELOW_REHEARSAL,
-    "supervisor.cli": {"supervisor.rehearsal", "supervisor.engines"}
+    "supervisor.cli": {"supervisor.rehearsal", "supervisor.engines", "supervisor.control"}
     | {"supervisor.engines.embedded", "supervisor.engines.llama_cpp"}
     | HOOKS
     | BELOW_REHEARSAL,

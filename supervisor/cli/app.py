@@ -11,6 +11,7 @@ from supervisor.cli.exec import exec_
 from supervisor.cli.exits import prepare_process
 from supervisor.cli.rehearse import rehearse
 from supervisor.cli.run import run
+from supervisor.cli.sleep import sleep, wake
 from supervisor.cli.smoke import smoke
 
 
@@ -31,7 +32,7 @@ def main() -> None:
     prepare_process()
 
 
-for command in (run, exec_, argv, smoke, rehearse):
+for command in (run, exec_, argv, smoke, rehearse, sleep, wake):
     main.add_command(command)
 
 _verify = copy.copy(smoke)  # what it was called up to 0.1

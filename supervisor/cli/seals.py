@@ -3,65 +3,51 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from supervisor import events
 from supervisor.errors import IllegalState, SupervisorError
 
 if TYPE_CHECKING:
     from hooks.contract.findings import Finding
     from supervisor.cli.signals import Signals
-    from supervisor.lifecycle.handle import Supervised
-    from supervisor.steps import Observer, Step
+    from supervisor.control.subject import Subject
+    from supervisor.steps import Step
 
-__all__ = ["SealsOnRequest", "with_findings"]
-
-
-class SealsOnRequest:
-    """Gets the handle at the first READY, as `supervise`'s `task_status`, and does what signals ask for."""
-
-    def __init__(self, signals: Signals, observe: Observer) -> None:
-        self._signals = signals
-        self._observe = observe
-        self._server: Supervised | None = None
-
-    def started(self, value: Supervised | None = None) -> None:
-        """Takes the handle."""
-        self._server = value
-
-    async def listen(self) -> None:
-        """Seals and resumes until cancelled. What a seal or resume fails of is in the log by events of its own."""
-        while True:
-            operation = "seal" if await self._signals.next_ask() == signal.SIGUSR1 else "resume"
-            server = self._server
-            if server is None:
-                refusal = IllegalState(operation=operation, state="starting", allowed="a server that was ready")
-                self._observe(events.Notice(detail=refusal.summary, unix_s=time.time()))
-                continue
-            try:
-                await (server.seal() if operation == "seal" else server.resume())
-            except IllegalState as error:
-                self._observe(events.Notice(detail=error.summary, unix_s=time.time()))
-            except SupervisorError:
-                pass
+__all__ = ["seal_on_signals", "with_findings"]
 
 
-def with_findings(step: Step, observe: Observer) -> Step:
+async def seal_on_signals(signals: Signals, subject: Subject) -> None:
+    """Seals and resumes until cancelled. What a seal or resume fails of is in the log by events of its own."""
+    while True:
+        seal = await signals.next_ask() == signal.SIGUSR1
+        try:
+            outcome = await subject.make("seal" if seal else "resume")
+        except IllegalState as refusal:
+            subject.notice(refusal.summary)
+        except SupervisorError:
+            pass
+        else:
+            if outcome.already:
+                allowed = "ready" if seal else "sealed"
+                error = IllegalState(operation=outcome.operation, state=outcome.status.state, allowed=allowed)
+                subject.notice(error.summary)
+
+
+def with_findings(step: Step, notice: Callable[[str], None]) -> Step:
     """The snapshot contract as a Step whose warnings are logged as well; any other Step as it is."""
     from hooks.contract import SnapshotContract
 
     if isinstance(step, SnapshotContract) and step.on_findings is None:
-        return replace(step, on_findings=_telling(observe))
+        return replace(step, on_findings=_telling(notice))
     return step
 
 
-def _telling(observe: Observer) -> Callable[[tuple[Finding, ...]], None]:
+def _telling(notice: Callable[[str], None]) -> Callable[[tuple[Finding, ...]], None]:
     def tell(findings: tuple[Finding, ...]) -> None:
         for finding in findings:
             if finding.severity == "warning":  # errors are in the failure of the Step
-                observe(events.Notice(detail=f"contract: {finding}", unix_s=time.time()))
+                notice(f"contract: {finding}")
 
     return tell

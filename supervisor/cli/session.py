@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 import anyio
@@ -17,8 +18,10 @@ import anyio
 from supervisor import events
 from supervisor.cli.exits import account, only_part
 from supervisor.cli.notify import Notifier
-from supervisor.cli.seals import SealsOnRequest, with_findings
+from supervisor.cli.seals import seal_on_signals, with_findings
 from supervisor.cli.signals import Signals
+from supervisor.control.server import serve as serve_control
+from supervisor.control.subject import Subject
 from supervisor.dialect import Request
 from supervisor.errors import SupervisorError
 from supervisor.events import Event
@@ -63,16 +66,16 @@ def run(
 
         if first is not None:
             sink(replace(first, unix_s=time.time()))
-        hooks = replace(hooks, before_seal=tuple(with_findings(step, sink) for step in hooks.before_seal))
-        observers: list[Observer] = [*hooks.observers, sink, notifier]
+        subject = Subject(profile, sink)
+        hooks = replace(hooks, before_seal=tuple(with_findings(step, subject.notice) for step in hooks.before_seal))
+        observers: list[Observer] = [*hooks.observers, sink, notifier, subject]
         if log_format == "console":
             observers.append(Summary(profile, sink, key_variable))
         signals = Signals(end_at_once, asks=True)
         error: Exception | None = None
         try:
-            seals = SealsOnRequest(signals, sink)
             error = anyio.run(
-                _serve, profile, replace(hooks, observers=tuple(observers)), notifier, signals, Orphans(), seals
+                _serve, profile, replace(hooks, observers=tuple(observers)), notifier, signals, Orphans(), subject
             )
         except Exception as defect:  # noqa: BLE001  whatever it is, it ends in words and in an exit code
             error = only_part(defect)
@@ -89,7 +92,7 @@ def run(
 
 
 async def _serve(
-    profile: Profile, hooks: Hooks, notifier: Notifier, signals: Signals, orphans: Orphans, seals: SealsOnRequest
+    profile: Profile, hooks: Hooks, notifier: Notifier, signals: Signals, orphans: Orphans, subject: Subject
 ) -> SupervisorError | None:
     supervision = anyio.CancelScope()
 
@@ -98,9 +101,12 @@ async def _serve(
         supervision.cancel()
 
     try:
-        async with alongside(listen, notifier.ping, notifier.extend_start, orphans.tend, seals.listen):
+        async with alongside(
+            *(listen, notifier.ping, notifier.extend_start, orphans.tend),
+            *(partial(seal_on_signals, signals, subject), partial(serve_control, subject)),
+        ):
             with supervision:
-                await supervise(profile, hooks, task_status=seals)
+                await supervise(profile, hooks, task_status=subject)
     except SupervisorError as error:
         return error
     finally:

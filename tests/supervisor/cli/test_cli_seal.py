@@ -82,7 +82,7 @@ def test_a_seal_before_ready_is_refused_with_words() -> None:
     with supervise(*exec_json("--never-ready", options=SEALABLE)) as process:
         events_until(process, "child.spawned")
         process.send_signal(signal.SIGUSR1)
-        assert "cannot seal while starting" in events_until(process, "supervision.notice")[-1]["detail"]
+        assert "cannot seal while loading" in events_until(process, "supervision.notice")[-1]["detail"]
         process.send_signal(signal.SIGINT)
         assert events_until(process, "supervise.exit")[-1]["exit_status"] == 0
 
