@@ -107,6 +107,11 @@ def _told(outcome: Outcome) -> str:
         first = f"{server} sleeps {took}."
     else:
         first = f"{server} serves at {status.url} again {took}."
+    moved = outcome.gpu_memory
+    if moved is not None:
+        where = "put aside" if outcome.operation == "seal" else "brought back"
+        first += f" {moved.bytes / 1e9:.1f} GB of GPU memory {where} in {moved.took_s:.2f} s"
+        first += f" ({moved.stored_bytes / 1e9:.1f} GB through host memory at {moved.gb_per_s:.0f} GB/s)."
     steps = [f"  {took.point:<12} {took.step:<28} {took.took_s:7.2f} s" for took in outcome.steps]
     notices = [f"  note: {notice}" for notice in outcome.notices]
     if outcome.operation == "seal" and not any(took.point == "sleep" for took in outcome.steps):

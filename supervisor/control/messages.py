@@ -14,7 +14,18 @@ from typing import Any, Final, Literal, cast, get_args
 
 from supervisor.errors import SupervisorError
 
-__all__ = ["LONGEST", "VERSION", "Operation", "Outcome", "Refusal", "Status", "StepTook", "operation_in", "reading"]
+__all__ = [
+    "LONGEST",
+    "VERSION",
+    "GpuMemoryMoved",
+    "Operation",
+    "Outcome",
+    "Refusal",
+    "Status",
+    "StepTook",
+    "operation_in",
+    "reading",
+]
 
 VERSION: Final = 1
 LONGEST: Final = 65_536  # bytes of a line; a socket's buffer holds it, so that an answer is sent without waiting
@@ -63,6 +74,16 @@ class StepTook:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuMemoryMoved:
+    """GPU memory that was put aside or brought back; as the events `gpu.offloaded` and `gpu.reloaded`."""
+
+    bytes: int
+    stored_bytes: int
+    took_s: float
+    gb_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What a seal or a resume did.
 
@@ -73,6 +94,7 @@ class Outcome:
         replaced: the child did not come back, and a cold start has taken its place.
         steps: that passed, in order.
         notices: that the supervision gave meanwhile.
+        gpu_memory: what was moved at the end of it; None: nothing.
         status: afterwards.
     """
 
@@ -82,6 +104,7 @@ class Outcome:
     replaced: bool
     steps: tuple[StepTook, ...]
     notices: tuple[str, ...]
+    gpu_memory: GpuMemoryMoved | None
     status: Status
 
 
@@ -168,6 +191,8 @@ def outcome_in(said: dict[str, Any]) -> Outcome:
     """Return the `Outcome` in an answer's fields; raises Refusal where one is missing."""
     known = _known(Outcome, said)
     known["status"] = status_in(known["status"])
+    if known["gpu_memory"] is not None:
+        known["gpu_memory"] = GpuMemoryMoved(**_known(GpuMemoryMoved, known["gpu_memory"]))
     known["steps"] = tuple(StepTook(**_known(StepTook, took)) for took in known["steps"])
     return Outcome(**known | {"notices": tuple(known["notices"])})
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Literal
 
 from supervisor import events
-from supervisor.control.messages import Outcome, Status, StepTook
+from supervisor.control.messages import GpuMemoryMoved, Outcome, Status, StepTook
 from supervisor.errors import IllegalState
 from supervisor.events import State
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Subject"]
 
 Transition = Literal["seal", "resume"]
+
+_Told = events.StepPassed | events.Notice | events.GpuMemoryOffloaded | events.GpuMemoryReloaded
 
 _ENDS_IN: Final[dict[Transition, State]] = {"seal": State.SEALED, "resume": State.READY}
 _MOST_NOTICES, _LONGEST_NOTICE = 20, 500
@@ -47,7 +49,7 @@ class Subject:
         self._url: str | None = None
         self._attempt = 1
         self._under_way: Transition | None = None
-        self._seen: list[Event] = []  # during the transition that is under way
+        self._seen: list[_Told] = []  # during the transition that is under way
 
     def started(self, value: Supervised | None = None) -> None:
         """Takes the handle, at the first READY."""
@@ -68,8 +70,8 @@ class Subject:
                 self._url = event.url
             case events.ChildExited():
                 self._pid = None
-            case events.StepPassed() | events.Notice() if self._under_way:
-                self._seen.append(event)
+        if self._under_way and isinstance(event, _Told):
+            self._seen.append(event)
 
     @property
     def status(self) -> Status:
@@ -131,6 +133,8 @@ class Subject:
         seen = [] if already else self._seen
         passed = [event for event in seen if isinstance(event, events.StepPassed) and event.point != "warmup"]
         notices = [event.detail[:_LONGEST_NOTICE] for event in seen if isinstance(event, events.Notice)]
+        moves = events.GpuMemoryOffloaded if transition == "seal" else events.GpuMemoryReloaded
+        moved = [event for event in seen if isinstance(event, moves)]
         return Outcome(
             operation=transition,
             already=already,
@@ -138,5 +142,12 @@ class Subject:
             replaced=before != self._pid,
             steps=tuple(StepTook(point=event.point, step=event.step, took_s=event.took_s) for event in passed),
             notices=tuple(notices[:_MOST_NOTICES]),
+            gpu_memory=_moved(moved[-1]) if moved else None,  # a self-check moves it before
             status=self.status,
         )
+
+
+def _moved(event: events.GpuMemoryOffloaded | events.GpuMemoryReloaded) -> GpuMemoryMoved:
+    return GpuMemoryMoved(
+        bytes=event.bytes, stored_bytes=event.stored_bytes, took_s=event.took_s, gb_per_s=event.gb_per_s
+    )
