@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import modal
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from supervisor.logs.sink import Sink
 
 __all__ = ["Server"]
-
-NOTE: Final = "gpu memory: "  # begins a line of the log
 
 
 class Server:
@@ -56,6 +54,7 @@ class Server:
         self._start()
 
     def _start(self) -> None:
+        from supervisor.errors import SupervisorError
         from supervisor.logs.sink import Sink
 
         self._key = self.api_key()
@@ -64,50 +63,57 @@ class Server:
         as_json = os.environ.get("WARMBOOT_LOG_FORMAT") == "json"  # set by a rehearsal, or in the image
         self._sink = Sink(sys.stderr, "json" if as_json else "console")
         try:
-            if self.deployment.gpu_memory == "driver" or not self._sealed_offloaded(build):
-                self._start_and_seal(build)
+            plain = self.profile(build, self._key)
+            hooks = self.hooks()
+            offloading = self._offloading(build, plain, hooks)
+            try:
+                self._start_and_seal(*(offloading or (plain, hooks)))
+            except SupervisorError as failure:
+                if offloading is None or not _may_come_of_offloading(failure):
+                    raise
+                self._left_to_the_platform(f"{failure.summary} A cold start without the library takes its place")
+                if self._daemon is not None:
+                    self._daemon.stop()
+                self._start_and_seal(plain, self.hooks())
         except BaseException:
             self.close()  # Modal runs no exit hook after a failed enter hook
             raise
 
-    def _sealed_offloaded(self, build: Path) -> bool:
-        """Starts and seals with GPU memory put aside; False: it is left to the driver, and nothing runs."""
-        from hooks.sleep.offload.build import LIBRARY
-        from supervisor.errors import SupervisorError
-
-        library = build / LIBRARY
-        if not library.is_file():
-            self._notice(f"the build {build.name} has no {LIBRARY}; build it anew, under another tag, to have one")
-            return False
-        try:
-            self._start_and_seal(build, library)
-        except SupervisorError as failure:
-            if not _may_come_of_offloading(failure):
-                raise
-            self._notice(f"{failure.summary} A cold start without the library takes this server's place")
-            if self._daemon is not None:
-                self._daemon.stop()
-            return False
-        return True
-
-    def _start_and_seal(self, build: Path, library: Path | None = None) -> None:
-        """Cold start, warmup, seal; a library puts GPU memory aside, None leaves it to the driver."""
+    def _start_and_seal(self, profile: Profile, hooks: Hooks) -> None:
         from supervisor import Daemon
 
-        assert self._key and self._sink
-        profile, hooks = self.profile(build, self._key), self.hooks()
-        if library is not None:
-            from hooks.sleep import GpuMemory
-
-            memory = GpuMemory(library=library, proof=hooks.after_resume)
-            profile, hooks = memory.profile(profile), hooks + memory.hooks()
+        assert self._sink
         self._daemon = Daemon(profile, replace(hooks, observers=(*hooks.observers, self._sink)))
         self._daemon.start()
         self._daemon.seal()
 
-    def _notice(self, why: str) -> None:
+    def _offloading(self, build: Path, profile: Profile, hooks: Hooks) -> tuple[Profile, Hooks] | None:
+        """The same with GPU memory put aside while the server is sealed; None: it is left to the platform."""
+        from hooks.sleep import GpuMemory
+        from hooks.sleep.offload.build import LIBRARY
+        from supervisor.errors import ProfileError
+
+        if self.deployment.gpu_memory == "driver":
+            return None
+        library = build / LIBRARY
+        if not library.is_file():
+            self._left_to_the_platform(
+                f"the build {build.name} has no {LIBRARY}; a tag built anew has it"
+            )
+            return None
+        memory = GpuMemory(library=library, proof=hooks.after_resume)
+        try:
+            return memory.profile(profile), hooks + memory.hooks()
+        except ProfileError as refusal:
+            self._left_to_the_platform(refusal.summary)
+            return None
+
+    def _left_to_the_platform(self, why: str) -> None:
+        from supervisor.emitter import Emitter
+        from supervisor.events import Notice
+
         assert self._sink
-        self._sink.say(f"{NOTE}left to the driver: {why}")
+        Emitter((self._sink,))(Notice(detail=f"GPU memory is left to the platform: {why}"))
 
     @modal.enter(snap=False)
     def resume(self) -> None:

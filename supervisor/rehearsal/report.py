@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["BROKEN", "TIMERS", "RehearsalReport", "is_golden"]
 
 _GOLDEN: Final = (" record", " replay")  # ends the names of golden Steps
+_NOTICE: Final = events.Notice.name
+_MOVED: Final = {"sleep": events.GpuMemoryOffloaded.name, "wake": events.GpuMemoryReloaded.name}
 _SIGNALLED: Final = 128  # exit codes above it mean a signal
 TIMERS: Final = (events.ChildUnresponsive.name,)
 """Events of timers that a jump of the clock could set off."""
@@ -133,17 +135,21 @@ class RehearsalReport:
     def asleep(self, point: Literal["sleep", "wake"]) -> tuple[float | None, str]:
         """What putting the sealed engine to sleep took, or waking it: (seconds, its Steps); None: it has none."""
         mine: list[LoggedEvent] = []
+        moved: list[str] = []
         sealed = False
         for event in self.events:
             sealed |= event.name == events.ChildSealed.name
             if event.name == events.Starting.name:
                 if sealed:  # a cold start in its place
                     break
-                mine = []
+                mine, moved = [], []
             elif event.name == events.StepPassed.name and event.fields.get("point") == point:
                 mine.append(event)
+            elif event.name == _MOVED[point]:
+                size, kept = (event.fields[name] / 1e9 for name in ("bytes", "stored_bytes"))
+                moved = [f"{kept:.2f} of {size:.2f} GB through host memory, the rest zeros"]
         took_s = sum(event.fields["took_s"] for event in mine) if mine else None
-        return took_s, ", ".join(event.fields["step"] for event in mine)
+        return took_s, ", ".join([*(event.fields["step"] for event in mine), *moved])
 
     def restored(self, stages: dict[str, Stage]) -> None:
         """Takes the times of a restored run from its stages."""
@@ -223,6 +229,7 @@ class RehearsalReport:
             ("cold start instead", "failed" if self.healed else "", self.healed),
             *((("adapted", "event loop", self.adapted),) if self.adapted else ()),
             *(("warning", "contract", note) for note in self.notes),
+            *(("notice", "supervisor", event.fields["detail"]) for event in self.events if event.name == _NOTICE),
             ("failure", "failed" if self.failure else "", self._failure()),
         ]
         return [row for row in rows if row[1]]

@@ -45,6 +45,9 @@ Holding what no snapshot can carry, from the start until FILE of --let-go FILE e
   --map FILE                    map it (repeatable)                --hold-open FILE  open it (repeatable)
   --unlink-open                 delete what --hold-open names, once it is open
   --io-uring                    set up an io_uring
+GPU memory
+  --gpu-engine LIBRARY          hold weights there by libengine.so of fakes/cuda: completions say something else when
+                                they are not what they were; POST /damage flips a bit of their copy in ordinary memory
 Output
   --flood-lines-per-s R         80-byte lines (0: as fast as possible); --flood-bytes-total N: then "FLOOD DONE"
   --no-newline-mb M             M MiB in one line, then "NO NEWLINE DONE"

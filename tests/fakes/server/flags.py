@@ -109,6 +109,7 @@ class Options(LlamaOptions):
     hold_open: list[str]
     unlink_open: bool = False
     io_uring: bool = False
+    gpu_engine: str = ""
     let_go: str = ""
     open: bool = False
     public_models: bool = False

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fakes.server.flags import Options
+    from fakes.server.gpu import GpuWeights
     from fakes.server.output import Output
     from fakes.server.wire import Request
 
@@ -41,7 +42,9 @@ class Server:
             ("POST", "/v1/chat/completions"): self.complete,
             ("POST", "/v1/completions"): self.complete,
             ("POST", "/v1/responses"): self.complete,
+            ("POST", "/damage"): self.damage,
         }
+        self.weights: GpuWeights | None = None
         self.task_at = 0.0  # of the last request that counts as work
         self.tickets = self.answered = self.processing = self.prompt_tokens = self.tokens = 0
 
@@ -78,6 +81,8 @@ class Server:
         if not o.router:
             self.out.srv("load_model", f"loading model '{o.model}'")
             self.die_while_loading()
+            if o.gpu_engine:
+                self.load_weights()
             if o.read_model:
                 self.read_model()
             else:
@@ -100,6 +105,15 @@ class Server:
         if o.signal_while_loading:
             self.out.die_by(o.signal_while_loading)
         self.out.die(o.exit_while_loading or 0)
+
+    def load_weights(self) -> None:
+        from fakes.server.gpu import GpuWeights  # ctypes takes its time
+
+        try:
+            self.weights = GpuWeights(self.options.gpu_engine)
+        except (OSError, ValueError) as error:
+            self.out.srv("load_model", f"failed to load model: {error}", "E")
+            self.out.die(1)
 
     def read_model(self) -> None:
         """Read the whole model at an even pace, so that it takes --load-s."""
@@ -236,6 +250,10 @@ class Server:
         text = "".join(f"# HELP llamacpp:{n} {h}\n# TYPE llamacpp:{n} {k}\nllamacpp:{n} {v}\n" for n, k, h, v in rows)
         return Reply(200, [text.encode()], "text/plain; version=0.0.4")
 
+    def damage(self, _: Request) -> Reply:
+        found = self.weights is not None and self.weights.damage()
+        return json_reply({"status": "damaged"}) if found else error_reply(409, "conflict", "there is no copy")
+
     def complete(self, request: Request) -> Reply:
         o = self.options
         if o.router:
@@ -264,7 +282,7 @@ class Server:
         drifts = bool(self.drift_file) and os.path.exists(self.drift_file)
         if o.random_answers:
             message["content"] = f"Answer number {ticket}."
-        elif drifts and not o.logprob_drift:
+        elif (drifts and not o.logprob_drift) or (self.weights and not self.weights.intact()):
             message["content"] = "Well, something else."
         completion = form(asked, "/chat/" in request.path, message, head, odd)
         completion.logprob_drift = o.logprob_drift if drifts else 0.0

@@ -244,12 +244,19 @@ def test_sleep_and_wake_are_timed_where_there_were_any() -> None:
     """Their Steps are rows with seconds, of the server that was sealed; an engine that does not sleep has none."""
     starting, sealed = logged(events.Starting(**TIMES, attempt=1), events.ChildSealed(**TIMES, took_s=1.0))
     before = [starting, passed("sleep", "check", 7.0)]
-    life = [starting, passed("sleep", "check", 0.5), passed("sleep", "offload", 0.25), sealed, passed("wake", "reload")]
-    report = report_of(*before, *life, starting, passed("wake", "reload", 9.0))
+    moved = events.GpuMemoryOffloaded(
+        **TIMES, pids=(7,), bytes=17_200_000_000, stored_bytes=15_900_000_000, took_s=0.2, gb_per_s=80.0
+    )
+    asleep = [passed("sleep", "check", 0.5), *logged(moved), passed("sleep", "offload", 0.25), sealed]
+    notice = logged(events.Notice(**TIMES, detail="GPU memory is left to the platform: why"))
+    report = report_of(
+        *before, starting, *asleep, passed("wake", "reload"), starting, passed("wake", "reload", 9.0), *notice
+    )
     told = json.loads(report.to_json())
     assert (told["sleep_s"], told["wake_s"]) == (0.75, 0.1)
-    assert re.search(r"sleep .* 0\.75 s .* check, offload", screen_of(report))
+    assert re.search(r"sleep .* 0\.75 s .* check, offload, 15\.90 of 17\.20 GB", screen_of(report, 200))
     assert re.search(r"wake .* 0\.10 s .* reload", screen_of(report))
+    assert "GPU memory is left to the platform: why" in screen_of(report)
     awake = report_of(*GOOD)
     assert json.loads(awake.to_json())["sleep_s"] is None
     assert "wake " not in screen_of(awake)
