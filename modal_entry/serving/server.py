@@ -97,9 +97,7 @@ class Server:
             return None
         library = build / LIBRARY
         if not library.is_file():
-            self._left_to_the_platform(
-                f"the build {build.name} has no {LIBRARY}; a tag built anew has it"
-            )
+            self._left_to_the_platform(f"the build {build.name} has no {LIBRARY}; a tag built anew has it")
             return None
         memory = GpuMemory(library=library, proof=hooks.after_resume)
         try:
