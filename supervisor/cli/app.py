@@ -9,6 +9,7 @@ import click
 from supervisor.cli.argv import argv
 from supervisor.cli.exec import exec_
 from supervisor.cli.exits import prepare_process
+from supervisor.cli.gpu_memory import gpu_memory
 from supervisor.cli.rehearse import rehearse
 from supervisor.cli.run import run
 from supervisor.cli.sleep import sleep, wake
@@ -32,7 +33,7 @@ def main() -> None:
     prepare_process()
 
 
-for command in (run, exec_, argv, smoke, rehearse, sleep, wake):
+for command in (run, exec_, argv, smoke, rehearse, sleep, wake, gpu_memory):
     main.add_command(command)
 
 _verify = copy.copy(smoke)  # what it was called up to 0.1

@@ -9,7 +9,7 @@ import click
 from supervisor.cli import session
 from supervisor.cli.command import of_command
 from supervisor.cli.exits import exits_with_status
-from supervisor.cli.options import seal_options, sealing, shared_options
+from supervisor.cli.options import seal_options, sealed_way, shared_options
 
 __all__ = ["exec_"]
 
@@ -37,10 +37,19 @@ def exec_(command: tuple[str, ...], **given: Any) -> int:
     Which engine's server it is shows in the log (engine.chosen) and decides how its health, log lines and counters are
     read.
 
+    `supervise sleep` and `supervise wake` put it to sleep on this host and wake it; with --gpu-memory offload another
+    server can use its GPU memory meanwhile.
+
     For a platform that snapshots: SIGUSR1 seals the server (--golden, --contract; then the event child.sealed), and
     SIGUSR2 resumes it after the restore. A seal that is refused leaves it serving. `supervise rehearse -- COMMAND`
     tries both in a sandbox.
     """
     profile, hooks, chosen = of_command(command, given)
-    hooks = sealing(hooks, given)
-    return session.run(profile, hooks, log_format=given["log_format"], key_variable=given["api_key_env"], first=chosen)
+    profile, hooks, notices = sealed_way(profile, hooks, given)
+    return session.run(
+        profile,
+        hooks,
+        log_format=given["log_format"],
+        key_variable=given["api_key_env"],
+        first=(chosen, *notices),
+    )

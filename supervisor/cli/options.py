@@ -13,6 +13,7 @@ import click
 from hooks import auth
 from hooks.warmup import liveness_after
 from hooks.warmup import steps as warmup
+from supervisor.cli.gpu_memory import offloading
 from supervisor.errors import ProfileError
 from supervisor.loading import variables
 from supervisor.profile import Profile, Stop
@@ -21,6 +22,7 @@ from supervisor.steps import Hooks
 
 if TYPE_CHECKING:
     from hooks.golden import Golden
+    from supervisor import events
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -98,6 +100,11 @@ _SEAL_OPTIONS: Final = (
         help="Record an answer before a seal, and demand the same after the resume. Repeatable; FILE holds a question.",
     ),
     click.option("--contract", is_flag=True, help="Refuse a seal while the processes hold what no snapshot carries."),
+    click.option(
+        "--gpu-memory",
+        type=click.Choice(["offload", "driver"]),
+        help="Put GPU memory aside while it sleeps, or leave it where it is.  [driver]",
+    ),
 )
 
 
@@ -120,6 +127,19 @@ def sealing(hooks: Hooks, given: dict[str, Any]) -> Hooks:
         before = (*before, SnapshotContract())
     after = (*hooks.after_resume, *(golden.replay for golden in pairs))
     return replace(hooks, before_seal=before, after_resume=after)
+
+
+def sealed_way(
+    profile: Profile, hooks: Hooks, given: dict[str, Any]
+) -> tuple[Profile, Hooks, tuple[events.Notice, ...]]:
+    """The profile and hooks with all that the options of a seal ask for, and what to tell the user first.
+
+    Raises:
+        ProfileError: a word is unknown, a file is missing, or GPU memory cannot be put aside as the server is set up.
+    """
+    with_checks = sealing(hooks, given)
+    proof = with_checks.after_resume[len(hooks.after_resume) :]
+    return offloading(profile, with_checks, given["gpu_memory"], proof=proof)
 
 
 def _golden(word: str) -> Golden:

@@ -38,7 +38,7 @@ _FLUSH_S: Final = 1.0  # for the last line, on a terminal or pipe that may be bl
 
 
 def run(
-    profile: Profile, hooks: Hooks, *, log_format: LogFormat, key_variable: str | None, first: Event | None = None
+    profile: Profile, hooks: Hooks, *, log_format: LogFormat, key_variable: str | None, first: tuple[Event, ...] = ()
 ) -> int:
     """Supervises until a signal or a failure; returns the exit code. Its last line says how it ended.
 
@@ -46,7 +46,7 @@ def run(
         profile, hooks: what to supervise.
         log_format: of the log on stderr.
         key_variable: the name of the key's variable, for the summary.
-        first: an event to log before all others.
+        first: events to log before all others.
     """
     began = time.monotonic()
     notifier = Notifier()
@@ -64,8 +64,8 @@ def run(
             sink.flush(_FLUSH_S)
             os._exit(128 + number)  # the guardian kills the child's group as soon as we are gone
 
-        if first is not None:
-            sink(replace(first, unix_s=time.time()))
+        for event in first:
+            sink(replace(event, unix_s=time.time()))
         subject = Subject(profile, sink)
         hooks = replace(hooks, before_seal=tuple(with_findings(step, subject.notice) for step in hooks.before_seal))
         observers: list[Observer] = [*hooks.observers, sink, notifier, subject]

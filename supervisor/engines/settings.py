@@ -46,17 +46,22 @@ def check_inherited(patterns: Collection[str], never: Collection[str]) -> None:
         require(not hidden, "inherit_env", pattern, f"too narrow for {', '.join(hidden)}")
 
 
-def shares_gpu_memory(argv: Sequence[str], ranks: Collection[str]) -> str | None:
-    """Say why the GPU memory of a tensor-parallel vLLM or SGLang cannot be put aside; None: nothing speaks against it.
+def shares_gpu_memory(argv: Sequence[str], ranks: Collection[str], own: str) -> str | None:
+    """Say why the GPU memory of a vLLM or SGLang cannot be put aside; None: nothing speaks against it.
 
-    Their ranks exchange CUDA IPC handles of the memory that the custom all-reduce works in. Memory that can be put
-    aside has none; without that all-reduce both fall back to NCCL, whose memory stays where it is (seen: vLLM 0.26.0).
+    With a sleep mode of their own they allocate by themselves (vLLM's cumem.py by `cuMemCreate`, SGLang by a library
+    that is preloaded too), which nobody else can put aside. Tensor-parallel ranks exchange CUDA IPC handles of the
+    memory that the custom all-reduce works in. Memory that can be put aside has none; without that all-reduce both fall
+    back to NCCL, whose memory stays where it is (seen: vLLM 0.26.0).
 
     Args:
         argv: the command.
         ranks: the flags that say over how many GPUs a layer is spread.
+        own: the flag of its own sleep mode.
     """
     given = [word.replace("_", "-") for word in argv]
+    if own in given:
+        return f"with {own} the engine allocates GPU memory in a way of its own; leave that flag out"
     if "--disable-custom-all-reduce" in given:
         return None
     counts = [after for word, after in pairwise(given) if word in ranks]

@@ -161,7 +161,9 @@ SGLANG: Final = Dialect(
     weight_files=weight_files,
     no_mmap_hint="have SGLang read its weights without mapping them: --weight-loader-disable-mmap",
     io_uring_hint='have SGLang run on asyncio\'s own event loop instead of uvloop: Sglang(event_loop="asyncio")',
-    gpu_memory_hint=partial(shares_gpu_memory, ranks=("--tp-size", "--tensor-parallel-size", "--tp")),
+    gpu_memory_hint=partial(
+        shares_gpu_memory, ranks=("--tp-size", "--tensor-parallel-size", "--tp"), own="--enable-memory-saver"
+    ),
     out_of_memory=OUT_OF_MEMORY,
 )
 """How SGLang speaks. It has no route that tells whether its memory is released."""

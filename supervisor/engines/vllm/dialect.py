@@ -155,7 +155,7 @@ VLLM: Final = Dialect(
     weight_files=weight_files,
     no_mmap_hint="have vLLM read its weights: --safetensors-load-strategy eager, or --load-format with another loader",
     io_uring_hint='have vLLM run on asyncio\'s own event loop instead of uvloop: Vllm(event_loop="asyncio")',
-    gpu_memory_hint=partial(shares_gpu_memory, ranks=("--tensor-parallel-size", "-tp")),
+    gpu_memory_hint=partial(shares_gpu_memory, ranks=("--tensor-parallel-size", "-tp"), own="--enable-sleep-mode"),
     out_of_memory=OUT_OF_MEMORY,
 )
 """How vLLM speaks; `open_paths` are those of a server without our guard."""
