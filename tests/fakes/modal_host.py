@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import sys
@@ -11,9 +12,11 @@ from typing import Self
 
 import httpx
 
+from fakes.cuda.build import Built
 from fakes.gguf_files import write_gguf
 from hooks.artifacts.files import sha256_of
 from hooks.artifacts.marker import Marker
+from hooks.sleep.offload.build import LIBRARY
 from modal_entry.pipeline.manifest import BuildId, Manifest
 from modal_entry.pipeline.releases import Releases
 from modal_entry.rehearsal.container import Container
@@ -32,12 +35,22 @@ APP = DATA / "entry_app.py"
 KEY = "sk-made-up-for-tests"
 
 
-def write_build(builds: Path, tag: str, command: str) -> Path:
-    """A whole build, for the architecture of an L4 or L40S, whose llama-server is a script; its folder."""
+def write_build(builds: Path, tag: str, command: str, library: bytes | None = None) -> Path:
+    """A whole build, for the architecture of an L4 or L40S, whose llama-server is a script; its folder.
+
+    Args:
+        builds: where.
+        tag: of llama.cpp.
+        command: the script.
+        library: the content of the library that puts GPU memory aside; None: the build has none.
+    """
     script = builds / "llama-server.draft"
     builds.mkdir(parents=True, exist_ok=True)
     script.write_text(command)
     script.chmod(0o755)
+    files = {"llama-server": sha256_of(script)}
+    if library is not None:
+        files[LIBRARY] = hashlib.sha256(library).hexdigest()
     manifest = Manifest(
         tag=tag,
         commit=None,
@@ -46,12 +59,14 @@ def write_build(builds: Path, tag: str, command: str) -> Path:
         cuda=None,
         architecture="89",
         ran="not",
-        files={"llama-server": sha256_of(script)},
+        files=files,
         built_at=datetime.now(UTC).isoformat(),
     )
     folder = builds / manifest.folder
     folder.mkdir()
     script.rename(folder / "llama-server")
+    if library is not None:
+        (folder / LIBRARY).write_bytes(library)
     manifest.write(folder)
     return folder
 
@@ -69,8 +84,16 @@ def filled(home: Path, sheet: Deployment) -> dict[str, Path]:
 class Host:
     """What lies on the volumes, and the environment of a container that sees them."""
 
-    def __init__(self, home: Path, command: list[str], *faults: str, model: Path | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        command: list[str],
+        *faults: str,
+        model: Path | None = None,
+        library: bytes | None = None,
+    ) -> None:
         self.home = home
+        self.library = library
         self.port = free_port()
         folder = self.weights = home / "models" / "gemma-3-270m" / "main"
         folder.mkdir(parents=True)
@@ -99,9 +122,26 @@ class Host:
         """A host whose binary is the fake server with faults."""
         return cls(home, [sys.executable, "-I", "-S", str(FAKE)], *faults)
 
+    @classmethod
+    def with_gpu(cls, home: Path, cuda: Built, *flags: str, library: bytes | None = None, **variables: str) -> Self:
+        """A host whose binary is the fake server with weights in the GPU memory of a driver without a GPU.
+
+        Args:
+            home: of the volumes.
+            cuda: that driver.
+            flags: of the fake server, in front of those of the profile.
+            library: in the build, beside the server; None: the one that is tested.
+            variables: of the server's environment, such as the driver's faults.
+        """
+        found = {"LD_LIBRARY_PATH": str(cuda.folder), **variables}
+        env = ["env", *(f"{name}={value}" for name, value in found.items())]
+        engine = ["--gpu-engine", str(cuda.engine), *flags]
+        command = [*env, sys.executable, "-I", "-S", str(FAKE), *engine]
+        return cls(home, command, library=cuda.library.read_bytes() if library is None else library)
+
     def build(self, tag: str) -> Path:
         """Puts a whole build on the volume."""
-        return write_build(self.home / "builds", tag, self.command)
+        return write_build(self.home / "builds", tag, self.command, self.library)
 
     @staticmethod
     def releases_of(home: Path, environment: str) -> Releases:
