@@ -5,15 +5,13 @@
 #define _GNU_SOURCE
 #include "copy.h"
 
-#include <signal.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "crc32c.h"
-
-enum { BLOCK = 32 * 1024 }; /* copied, then checksummed while it is in the first cache */
 
 /* A chunk to copy. */
 struct item {
@@ -29,7 +27,6 @@ struct lane {
     struct item *items;
     size_t count;
     atomic_size_t next;
-    char *rings; /* two for each thread */
 };
 
 /* Everything that the threads share. */
@@ -43,10 +40,9 @@ struct run {
 
 /* One thread. */
 struct worker {
-    struct lane *lane;
-    unsigned index;
+    struct lane *lane; /* NULL: it was never started */
     pthread_t thread;
-    char *ring[2];
+    char *ring[2]; /* one allocation */
     CUstream stream[2];
 };
 
@@ -54,6 +50,15 @@ double now_s(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+unsigned threads_of(unsigned chosen) {
+    enum { FEWEST = 2, MOST = 16 }; /* 16 fill the bus of an H200 (seen) */
+    cpu_set_t ours;
+    if (chosen)
+        return chosen;
+    int count = sched_getaffinity(0, sizeof ours, &ours) == 0 ? CPU_COUNT(&ours) : FEWEST;
+    return count < FEWEST ? FEWEST : count > MOST ? MOST : (unsigned)count;
 }
 
 static bool stop(struct run *run, const char *call, CUresult result) {
@@ -64,15 +69,12 @@ static bool stop(struct run *run, const char *call, CUresult result) {
     return false;
 }
 
-static uint32_t move(char *to, const char *from, size_t bytes, bool checksum, const char *checked) {
-    uint32_t crc = 0;
-    for (size_t done = 0; done < bytes; done += BLOCK) {
-        size_t block = bytes - done < BLOCK ? bytes - done : BLOCK;
-        memcpy(to + done, from + done, block);
-        if (checksum)
-            crc = crc32c(crc, checked + done, block);
-    }
-    return crc;
+/* Copy, with a checksum if it is wanted. */
+static uint32_t move(const struct store *store, char *to, const char *from, size_t bytes) {
+    if (store->verified)
+        return crc32c_copy(to, from, bytes);
+    memcpy(to, from, bytes);
+    return 0;
 }
 
 static bool all_zeros(const char *data, size_t bytes) { return data[0] == 0 && memcmp(data, data + 1, bytes - 1) == 0; }
@@ -90,7 +92,7 @@ static bool keep(struct worker *worker, int half, const struct item *item) {
         return true;
     }
     item->chunk->at = atomic_fetch_add(&run->used, store->chunk_bytes);
-    item->chunk->crc = move(store->base + item->chunk->at, ring, item->bytes, store->verified, ring);
+    item->chunk->crc = move(store, store->base + item->chunk->at, ring, item->bytes);
     atomic_fetch_add(&run->copied, item->bytes);
     return true;
 }
@@ -133,7 +135,7 @@ static bool bring_back(struct worker *worker) {
         if (result != CUDA_SUCCESS)
             return stop(run, "a copy to the GPU", result);
         char *ring = worker->ring[half];
-        uint32_t crc = move(ring, store->base + item->chunk->at, item->bytes, store->verified, ring);
+        uint32_t crc = move(store, ring, store->base + item->chunk->at, item->bytes);
         if (store->verified && crc != item->chunk->crc) {
             note_damage(run, lane, item);
             continue;
@@ -147,27 +149,45 @@ static bool bring_back(struct worker *worker) {
     return true;
 }
 
+/* Buffers and streams of its own: the first threads copy while the driver still pins memory for the last ones. */
+static bool equip(struct worker *worker) {
+    struct run *run = worker->lane->run;
+    size_t chunk_bytes = run->copy->store->chunk_bytes;
+    CUresult result = cuda.ctx_set_current(regions.devices[worker->lane->device].context);
+    if (result != CUDA_SUCCESS)
+        return stop(run, "cuCtxSetCurrent", result);
+    result = cuda.mem_host_alloc((void **)&worker->ring[0], 2 * chunk_bytes, CU_MEMHOSTALLOC_PORTABLE);
+    if (result != CUDA_SUCCESS) {
+        worker->ring[0] = NULL;
+        return stop(run, "cuMemHostAlloc", result);
+    }
+    worker->ring[1] = worker->ring[0] + chunk_bytes;
+    for (int half = 0; half < 2; half++) {
+        result = cuda.stream_create(&worker->stream[half], CU_STREAM_NON_BLOCKING);
+        if (result != CUDA_SUCCESS) {
+            worker->stream[half] = NULL;
+            return stop(run, "cuStreamCreate", result);
+        }
+    }
+    return true;
+}
+
 static void *work(void *argument) {
     struct worker *worker = argument;
     struct run *run = worker->lane->run;
-    CUresult result = cuda.ctx_set_current(regions.devices[worker->lane->device].context);
-    for (int half = 0; half < 2 && result == CUDA_SUCCESS; half++)
-        result = cuda.stream_create(&worker->stream[half], CU_STREAM_NON_BLOCKING);
-    if (result != CUDA_SUCCESS)
-        stop(run, "cuStreamCreate", result);
-    else if (run->copy->out)
-        bring_out(worker);
-    else
-        bring_back(worker);
+    if (equip(worker))
+        (void)(run->copy->out ? bring_out(worker) : bring_back(worker));
     for (int half = 0; half < 2; half++) {
         if (worker->stream[half] == NULL)
             continue;
         /* Also after a failure: nothing may be under way into a buffer that is about to be given back. */
-        result = cuda.stream_synchronize(worker->stream[half]);
+        CUresult result = cuda.stream_synchronize(worker->stream[half]);
         if (result != CUDA_SUCCESS)
             stop(run, run->copy->out ? "a copy from the GPU" : "a copy to the GPU", result);
         cuda.stream_destroy(worker->stream[half]);
     }
+    if (worker->ring[0])
+        cuda.mem_free_host(worker->ring[0]);
     return NULL;
 }
 
@@ -226,22 +246,13 @@ static bool prepare(struct lane *lane, struct run *run, int device) {
         result = clear(device, copy->store);
     if (result != CUDA_SUCCESS)
         return fail_cuda(run->why, "cuMemsetD8Async", result);
-    if (lane->count == 0)
-        return true;
-    size_t bytes = 2 * (size_t)copy->threads * copy->store->chunk_bytes;
-    result = cuda.mem_host_alloc((void **)&lane->rings, bytes, CU_MEMHOSTALLOC_PORTABLE);
-    return result == CUDA_SUCCESS || fail_cuda(run->why, "cuMemHostAlloc", result);
+    return true;
 }
 
 static void start(struct lane *lane, struct worker *workers) {
-    struct copy *copy = lane->run->copy;
-    size_t chunk_bytes = copy->store->chunk_bytes;
-    for (unsigned i = 0; lane->rings && i < copy->threads; i++) {
+    for (unsigned i = 0; i < lane->run->copy->threads && i < lane->count; i++) {
         struct worker *worker = &workers[i];
         worker->lane = lane;
-        worker->index = i;
-        for (int half = 0; half < 2; half++)
-            worker->ring[half] = lane->rings + (2 * i + (unsigned)half) * chunk_bytes;
         if (pthread_create(&worker->thread, NULL, work, worker) != 0) {
             worker->lane = NULL; /* the others do its part, unless there are none */
             if (i == 0)
@@ -252,6 +263,7 @@ static void start(struct lane *lane, struct worker *workers) {
 }
 
 bool copy_run(struct copy *copy, struct failure *why) {
+    copy->threads = threads_of(copy->threads);
     struct run run = {.copy = copy, .why = why, .lock = PTHREAD_MUTEX_INITIALIZER};
     struct lane lanes[MAX_DEVICES];
     struct worker *workers = calloc((size_t)MAX_DEVICES * copy->threads, sizeof *workers);
@@ -280,8 +292,6 @@ bool copy_run(struct copy *copy, struct failure *why) {
             result = cuda.ctx_synchronize();
         if (result != CUDA_SUCCESS)
             stop(&run, "cuCtxSynchronize", result);
-        if (lane->rings)
-            cuda.mem_free_host(lane->rings);
         free(lane->items);
     }
     free(workers);

@@ -31,7 +31,7 @@ struct damage {
 struct copy {
     bool out;        /* from the GPU to the store, else back */
     bool look;       /* out: chunks of zeros are found here, by the host */
-    unsigned threads; /* for each device */
+    unsigned threads; /* for each device; 0: as many as there are processors, from 2 to 16 */
     struct store *store;
     double prepare_s, copy_s;
     uint64_t copied_bytes;
@@ -41,6 +41,9 @@ struct copy {
 
 /* Copy every region that has chunks. False: some of it failed, and what lies where is undefined. The lock is held. */
 bool copy_run(struct copy *copy, struct failure *why);
+
+/* How many threads a choice of them means. */
+unsigned threads_of(unsigned chosen);
 
 /* Seconds of a clock that never jumps back. */
 double now_s(void);

@@ -8,4 +8,7 @@
 /* Continue the checksum `crc` (0 for a new one) over `bytes` bytes. */
 uint32_t crc32c(uint32_t crc, const void *data, size_t bytes);
 
+/* Copy `bytes` bytes and return the checksum of what was read. */
+uint32_t crc32c_copy(void *to, const void *from, size_t bytes);
+
 #endif

@@ -17,7 +17,7 @@
 
 #define HUGE_PAGE ((size_t)2 << 20)
 
-const struct choices default_choices = {.threads = 8, .chunk_bytes = 2 << 20, .verify = true, .idle_s = 30};
+const struct choices default_choices = {.chunk_bytes = 2 << 20, .verify = true, .idle_s = 30};
 
 static const char *const ZEROS[] = {"gpu", "host", "none"};
 
@@ -313,7 +313,7 @@ static bool offload(const struct choices *choices, struct text *answer, struct f
     text_add(answer,
              ", \"zeros\": \"%s\", \"threads\": %u, \"chunk_bytes\": %zu, \"seconds\": {\"idle\": %.4f, \"prepare\": %.4f, "
              "\"zeros\": %.4f, \"copy\": %.4f, \"release\": %.4f, \"total\": %.4f}, \"gb_per_s\": %.2f}",
-             ZEROS[zeros], choices->threads, store.chunk_bytes, took.idle_s, took.prepare_s, took.zeros_s, took.copy_s,
+             ZEROS[zeros], threads_of(choices->threads), store.chunk_bytes, took.idle_s, took.prepare_s, took.zeros_s, took.copy_s,
              took.release_s, now_s() - began, rate(sums.stored_bytes, took.copy_s));
     return true;
 }
@@ -355,7 +355,7 @@ static bool reload(const struct choices *choices, struct text *answer, struct fa
     text_add(answer,
              ", \"threads\": %u, \"seconds\": {\"map\": %.4f, \"prepare\": %.4f, \"copy\": %.4f, \"total\": %.4f}, "
              "\"gb_per_s\": %.2f}",
-             choices->threads, mapped - began, copy.prepare_s, copy.copy_s, now_s() - began,
+             threads_of(choices->threads), mapped - began, copy.prepare_s, copy.copy_s, now_s() - began,
              rate(copy.copied_bytes, copy.copy_s));
     return true;
 }

@@ -9,7 +9,7 @@
 
 /* What a request may choose. */
 struct choices {
-    unsigned threads;   /* for each device */
+    unsigned threads;   /* for each device; 0: as many as there are processors, from 2 to 16 */
     size_t chunk_bytes; /* a multiple of 64 KiB */
     bool verify;
     enum { ZEROS_GPU, ZEROS_HOST, ZEROS_NONE } zeros;
