@@ -30,6 +30,7 @@ VARIABLE: Final = "WARMBOOT_GPU_MEMORY"
 _PREFIX: Final = "warmboot-gpu-"
 # A socket's address has 107 bytes, unix(7); `/warmboot-gpu-<16>/<pid>.sock` takes 43 of them.
 _LONGEST_BASE: Final = 60
+_TRIES: Final = 5
 _GONE: Final = (events.TeardownFinished, events.Failed, events.Stopped)
 
 
@@ -73,18 +74,12 @@ class PrivateFolder:
         """
         self.remove()
         _sweep(path.parent)
-        path.mkdir(mode=0o700, exist_ok=True)
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            _require_ours(path, os.fstat(lock))
-            os.fchmod(lock, 0o700)  # whatever the umask says
-            with suppress(OSError):  # no locks here: nobody sweeps either
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _empty(path)
-        except BaseException:
-            os.close(lock)
-            raise
-        self.path, self.lock = path, lock
+        for _ in range(_TRIES):
+            with suppress(FileNotFoundError):  # another supervisor swept it before it was locked
+                self.lock = _taken(path)
+                self.path = path
+                return
+        raise FileNotFoundError(f"{path} cannot be made, or is taken away again and again")
 
     def observe(self, event: events.Event) -> None:
         """Take the folder away when the child has ended, or never began."""
@@ -101,6 +96,25 @@ class PrivateFolder:
                 path.rmdir()
         if lock is not None:
             os.close(lock)
+
+
+def _taken(path: Path) -> int:
+    """Make a folder, or take one that is there, empty it, and return the descriptor that holds its lock."""
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+        path.chmod(0o700)  # whatever the umask says
+    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        seen = os.fstat(lock)
+        _require_ours(path, seen)
+        with suppress(OSError):  # no locks here: nobody sweeps either
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _empty(path)
+        path.stat()
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
 
 
 def _require_ours(path: Path, seen: os.stat_result) -> None:

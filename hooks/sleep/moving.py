@@ -109,7 +109,8 @@ async def reload_all(folder: Path, *, away: Iterable[int] = (), threads: int) ->
         GpuMemoryError: one could not, or is gone.
     """
     began = time.monotonic()
-    paths = sorted({*sockets(folder), *(folder / f"{pid}.sock" for pid in away)})
+    known = {*sockets(folder), *(folder / f"{pid}.sock" for pid in away)}
+    paths = sorted(known, key=lambda path: int(path.stem))
     moved, failures = await _ask_all(paths, partial(client.reload, threads=threads))
     must = {f"{pid}.sock" for pid in away}
     _raise(
