@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from fakes.cuda.build import Built, build_once
+
 
 def pytest_configure() -> None:
     """What started the suite (a shell's background, `nohup`) may ignore signals, and every child would inherit that."""
@@ -49,6 +51,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """Async tests run on both loops."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def cuda(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """A CUDA driver without a GPU, programs that use it, and the library that puts GPU memory aside."""
+    return build_once(tmp_path_factory)
+
+
+@pytest.fixture(scope="session", params=["plain", "address", "thread"])
+def any_cuda(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The same as it is, with ASan and UBSan (leaks too), and with TSan: a report becomes an exit code."""
+    return build_once(tmp_path_factory, request.param)
 
 
 def children() -> set[int]:

@@ -25,8 +25,8 @@ LIBRARY_FLAGS = (
 )
 SANITIZERS = {
     "plain": (),
-    "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g"),
-    "thread": ("-fsanitize=thread", "-g"),
+    "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"),
+    "thread": ("-fsanitize=thread", "-O1", "-g"),
 }
 RUNTIMES = {"address": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}
 

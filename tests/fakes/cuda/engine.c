@@ -13,10 +13,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define PUBLIC __attribute__((visibility("default")))
+#define PLAIN __attribute__((no_sanitize("thread", "address", "undefined"))) /* loops over bytes, of which TSan makes seconds */
 
 int cudaMalloc(void **memory, size_t bytes);
 int cudaFree(void *memory);
@@ -50,14 +53,14 @@ static struct allocation *find(const char *name) {
 }
 
 /* A word that belongs to this place alone, so that chunks that changed places are found. */
-static uint64_t word_at(uint64_t seed, uint64_t index) {
+PLAIN static uint64_t word_at(uint64_t seed, uint64_t index) {
     uint64_t x = seed * 0x9E3779B97F4A7C15u + index * 0xBF58476D1CE4E5B9u + 1;
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
     x = (x ^ x >> 27) * 0x94D049BB133111EBu;
     return x ^ x >> 31;
 }
 
-static void expected(const struct allocation *a, size_t from, unsigned char *into, size_t bytes) {
+PLAIN static void expected(const struct allocation *a, size_t from, unsigned char *into, size_t bytes) {
     memset(into, 0, bytes);
     if (!strcmp(a->kind, "random")) {
         for (size_t i = 0; i < bytes; i += 8) {
@@ -92,7 +95,7 @@ static int fill(const struct allocation *a) {
     return 0;
 }
 
-static int check(const struct allocation *a, long long *bad) {
+PLAIN static int check(const struct allocation *a, long long *bad) {
     unsigned char block[BLOCK], wanted[BLOCK];
     cudaSetDevice(a->device);
     *bad = -1;
@@ -218,14 +221,34 @@ static int child_allocates(void) {
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
+/* How many bytes the library answers to a process of another user; -1: it cannot even connect. */
+static int stranger_hears(const char *folder, const char *name, uid_t user) {
+    pid_t child = fork();
+    if (child == 0) {
+        struct sockaddr_un address = {.sun_family = AF_UNIX};
+        snprintf(address.sun_path, sizeof address.sun_path, "%.100s", name);
+        char answer[4096];
+        int connection = socket(AF_UNIX, SOCK_STREAM, 0);
+        if (chdir(folder) || setresuid(user, user, user) ||
+            connect(connection, (struct sockaddr *)&address, sizeof address))
+            _exit(255);
+        ssize_t sent = send(connection, "{\"op\": \"status\"}\n", 17, MSG_NOSIGNAL);
+        ssize_t got = sent < 0 ? 0 : read(connection, answer, sizeof answer);
+        _exit(got > 0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    return WEXITSTATUS(status) == 255 ? -1 : WEXITSTATUS(status);
+}
+
 #define SAY(...) snprintf(answer, room, __VA_ARGS__)
 
 /* Obey one line. alloc NAME BYTES [DEVICE [driver]] | free NAME | fill NAME KIND SEED | check NAME | touch NAME |
  * read NAME DEVICE | info DEVICE | peer FROM TO [off] | ipc NAME [driver] | churn THREADS (0 ends it) | flip NAME OFFSET |
- * fault NAME VALUE | number FUNCTION | fork */
+ * fault NAME VALUE | number FUNCTION | fork | stranger FOLDER NAME USER */
 PUBLIC void run_command(const char *line, char *answer, size_t room) {
-    char what[32] = "", a[32] = "", b[32] = "", c[32] = "", d[32] = "";
-    sscanf(line, "%31s %31s %31s %31s %31s", what, a, b, c, d);
+    char what[32] = "", a[256] = "", b[32] = "", c[32] = "", d[32] = "";
+    sscanf(line, "%31s %255s %31s %31s %31s", what, a, b, c, d);
     struct allocation *named = a[0] ? find(a) : NULL;
     int result = 0;
     if (!strcmp(what, "alloc") && (named = find(""))) {
@@ -235,7 +258,7 @@ PUBLIC void run_command(const char *line, char *answer, size_t room) {
             SAY("error %d", result);
             return;
         }
-        snprintf(named->name, sizeof named->name, "%s", a);
+        snprintf(named->name, sizeof named->name, "%.31s", a);
         SAY("ok %p", (void *)named->address);
     } else if (!strcmp(what, "info")) {
         size_t free_bytes = 0, total = 0;
@@ -263,6 +286,8 @@ PUBLIC void run_command(const char *line, char *answer, size_t room) {
         SAY("ok %ld", stub_number(a));
     } else if (!strcmp(what, "fork")) {
         SAY("ok %d", child_allocates());
+    } else if (!strcmp(what, "stranger")) {
+        SAY("ok %d", stranger_hears(a, b, (uid_t)atoi(c)));
     } else if (!named) {
         SAY("error unknown");
     } else if (!strcmp(what, "free")) {

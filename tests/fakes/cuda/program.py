@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -81,13 +80,21 @@ class Engine:
         """A connection to the library."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(ANSWER_S)
-        connection.connect(str(self.address))
+        folder = os.open(self.folder, os.O_PATH)  # the folder's own path may be too long for an address
+        try:
+            connection.connect(f"/proc/self/fd/{folder}/{self.address.name}")
+        except OSError:
+            connection.close()
+            raise
+        finally:
+            os.close(folder)
         return connection
 
     def send(self, data: bytes) -> bytes:
         """Everything that comes back for these bytes."""
         with self.connect() as connection:
             connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: connection.recv(65536), b""))
 
     def ask(self, op: str, **options: Any) -> dict[str, Any]:
@@ -111,7 +118,7 @@ def environment(built: Built, folder: Path | None, extra: Mapping[str, str] = NO
         "LD_LIBRARY_PATH": str(built.folder),
         "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0:exitcode=66:handle_segv=0",
         "LSAN_OPTIONS": "report_objects=1",
-        "TSAN_OPTIONS": "exitcode=66:halt_on_error=0:die_after_fork=0",
+        "TSAN_OPTIONS": "exitcode=66:halt_on_error=0:die_after_fork=0:atexit_sleep_ms=20",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
     if preload:
@@ -123,9 +130,15 @@ def environment(built: Built, folder: Path | None, extra: Mapping[str, str] = NO
 
 @contextmanager
 def engine(
-    built: Built, folder: Path, *, env: Mapping[str, str] = NOTHING, python: bool = False, told: bool = True
+    built: Built,
+    folder: Path,
+    *,
+    env: Mapping[str, str] = NOTHING,
+    python: bool = False,
+    told: bool = True,
+    code: int = 0,
 ) -> Iterator[Engine]:
-    """A program, which ends when its stdin is closed and must then exit with 0, unless the test killed it."""
+    """A program, which ends when its stdin is closed and must then have this exit code; a sanitizer has another."""
     folder.mkdir(mode=0o700, exist_ok=True)
     own = Path(__file__).with_name("engine.py")
     command = [sys.executable, "-I", "-S", str(own), str(built.engine)] if python else [str(built.program)]
@@ -144,8 +157,8 @@ def engine(
             yield Engine(process=process, folder=folder, log=log)
             assert process.stdin
             process.stdin.close()
-            code = process.wait(ANSWER_S)
+            ended = process.wait(ANSWER_S)
         except BaseException:
             process.kill()
             raise
-    assert code in {0, -signal.SIGKILL}, f"exit code {code}\n{log.read_text()}"
+    assert ended == code, f"exit code {ended}\n{log.read_text()}"

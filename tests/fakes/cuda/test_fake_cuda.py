@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fakes.cuda.build import Built, build_once
+from fakes.cuda.build import Built
 from fakes.cuda.program import MIB, EngineFailed, engine
 
 PROGRAM = """
@@ -37,12 +37,6 @@ def byte():
 """
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The stub and its programs, plain."""
-    return build_once(tmp_path_factory)
-
-
 def evaluate(built: Built, *lines: str, **env: str) -> list[Any]:
     """What the lines evaluate to in a fresh process that has the stub as its driver."""
     script = PROGRAM + "\n".join(f"print(repr({line}))" for line in lines)
@@ -56,10 +50,10 @@ def evaluate(built: Built, *lines: str, **env: str) -> list[Any]:
     return [eval(line) for line in done.stdout.splitlines()]  # noqa: S307 (numbers, printed above)
 
 
-def test_memory_is_mapped_in_the_right_order_and_sizes_or_not_at_all(built: Built) -> None:
+def test_memory_is_mapped_in_the_right_order_and_sizes_or_not_at_all(cuda: Built) -> None:
     """Odd sizes, a map without memory, a second map, a wrong unmap and a reservation in use are refused."""
     answers = evaluate(
-        built,
+        cuda,
         *("reserve(1)", "create(1)", "reserve(2*UNIT)", "map_(2*UNIT)", "create(UNIT)", "map_(2*UNIT)", "release()"),
         *(
             "create(2*UNIT)",
@@ -87,9 +81,9 @@ def test_memory_is_mapped_in_the_right_order_and_sizes_or_not_at_all(built: Buil
     assert answers[21:] == [0, 0, 1, 1, 1, 1, 1]
 
 
-def test_work_without_a_context_is_refused(built: Built) -> None:
+def test_work_without_a_context_is_refused(cuda: Built) -> None:
     """Calls that need a current context say so when there is none."""
-    assert evaluate(built, "cuda.cuCtxSetCurrent(None)", "set_(8)", "synchronize()", "byte()") == [
+    assert evaluate(cuda, "cuda.cuCtxSetCurrent(None)", "set_(8)", "synchronize()", "byte()") == [
         0,
         201,
         201,
@@ -97,7 +91,7 @@ def test_work_without_a_context_is_refused(built: Built) -> None:
     ]
 
 
-def test_physical_memory_is_counted_until_nothing_holds_it(built: Built) -> None:
+def test_physical_memory_is_counted_until_nothing_holds_it(cuda: Built) -> None:
     """A handle or a mapping keeps memory in use; the device refuses what it has not."""
     used = "cuda.fakeCudaUsed(0) >> 20"
     lines = (
@@ -112,33 +106,33 @@ def test_physical_memory_is_counted_until_nothing_holds_it(built: Built) -> None
         "create(UNIT)",
         "create(4*UNIT)",
     )
-    answers = evaluate(built, *lines, FAKE_CUDA_BYTES=str(12 * MIB), FAKE_CUDA_CONTEXT_BYTES=str(4 * MIB))
+    answers = evaluate(cuda, *lines, FAKE_CUDA_BYTES=str(12 * MIB), FAKE_CUDA_CONTEXT_BYTES=str(4 * MIB))
     assert answers == [0, 0, 6, 0, 0, 6, 0, 4, 0, 2]
 
 
-def test_a_touch_of_reserved_addresses_ends_the_process(built: Built) -> None:
+def test_a_touch_of_reserved_addresses_ends_the_process(cuda: Built) -> None:
     """What is reserved and not mapped cannot be read, as on a GPU."""
     with pytest.raises(subprocess.CalledProcessError, match="SIGSEGV"):
-        evaluate(built, "reserve(UNIT)", "ctypes.string_at(at.value, 1)")
+        evaluate(cuda, "reserve(UNIT)", "ctypes.string_at(at.value, 1)")
 
 
-def test_asynchronous_work_is_done_no_earlier_than_it_is_waited_for(built: Built) -> None:
+def test_asynchronous_work_is_done_no_earlier_than_it_is_waited_for(cuda: Built) -> None:
     """A pinned buffer that is written too early is what gets copied."""
     lines = (
         *("cuda.cuMemHostAlloc(ctypes.byref(handle2), size(16), 0)", "cuda.cuMemAlloc_v2(ctypes.byref(at), size(16))"),
         *("ctypes.memset(handle2.value, 3, 16) and 0", "cuda.cuMemcpyHtoDAsync_v2(at, handle2, size(16), None)"),
         *("ctypes.memset(handle2.value, 4, 16) and 0", "synchronize()", "byte()"),
     )
-    assert evaluate(built, *lines) == [0, 0, 0, 0, 0, 0, (0, 4)]
+    assert evaluate(cuda, *lines) == [0, 0, 0, 0, 0, 0, (0, 4)]
 
 
 @pytest.mark.parametrize("text", ["", ".version 6.0 .target sm_60 .entry other"])
-def test_only_text_with_the_librarys_kernel_is_a_module(built: Built, text: str) -> None:
+def test_only_text_with_the_librarys_kernel_is_a_module(cuda: Built, text: str) -> None:
     """A module's text is refused without the entry that the stub knows."""
-    assert evaluate(built, f"cuda.cuModuleLoadData(ctypes.byref(handle), {text.encode()!r})") == [218]
+    assert evaluate(cuda, f"cuda.cuModuleLoadData(ctypes.byref(handle), {text.encode()!r})") == [218]
 
 
-def test_a_kernel_marks_the_chunks_that_hold_something(built: Built) -> None:
+def test_a_kernel_marks_the_chunks_that_hold_something(cuda: Built) -> None:
     """Of three chunks one has a byte: its flag is set, once somebody waits."""
     text = b".version 6.0 .target sm_60 .entry warmboot_nonzero"
     launch = "cuda.cuLaunchKernel(handle2,3,1,1,256,1,1,0,None,(ptr*4)(*[ctypes.addressof(x) for x in keep]),None)"
@@ -153,22 +147,19 @@ def test_a_kernel_marks_the_chunks_that_hold_something(built: Built) -> None:
         "synchronize()",
         "list(ctypes.string_at(at.value + 3072, 3))",
     )
-    assert evaluate(built, *lines)[-3:] == [0, 0, [0, 1, 0]]
+    assert evaluate(cuda, *lines)[-3:] == [0, 0, [0, 1, 0]]
 
 
 @pytest.mark.parametrize(("fault", "call"), [("CREATE", "create(UNIT)"), ("RESERVE", "reserve(UNIT)")])
-def test_a_fault_comes_at_the_call_that_it_names(built: Built, fault: str, call: str) -> None:
+def test_a_fault_comes_at_the_call_that_it_names(cuda: Built, fault: str, call: str) -> None:
     """ "2" is the second call alone; "2+" all from the second on."""
-    assert evaluate(built, call, call, call, **{f"FAKE_CUDA_{fault}": "2"}) == [0, 2, 0]
-    assert evaluate(built, call, call, call, **{f"FAKE_CUDA_{fault}": "2+"}) == [0, 2, 2]
+    assert evaluate(cuda, call, call, call, **{f"FAKE_CUDA_{fault}": "2"}) == [0, 2, 0]
+    assert evaluate(cuda, call, call, call, **{f"FAKE_CUDA_{fault}": "2+"}) == [0, 2, 2]
 
 
-@pytest.mark.parametrize("kind", ["plain", "address", "thread"])
-def test_programs_see_what_they_wrote_and_what_changed(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, kind: str
-) -> None:
+def test_programs_see_what_they_wrote_and_what_changed(any_cuda: Built, tmp_path: Path) -> None:
     """Every pattern is read back, by several threads' allocations undisturbed, without a report of a sanitizer."""
-    with engine(build_once(tmp_path_factory, kind), tmp_path / "gpu", told=False) as program:
+    with engine(any_cuda, tmp_path / "gpu", told=False) as program:
         for number, pattern in enumerate(("random", "zeros", "holes", "ones", "first", "last")):
             program(f"alloc {pattern} {3 * MIB + 5}")
             program(f"fill {pattern} {pattern} {number}")
@@ -181,9 +172,9 @@ def test_programs_see_what_they_wrote_and_what_changed(
         assert program("fork") == "3"
 
 
-def test_python_loads_the_runtime_out_of_everybodys_sight(built: Built, tmp_path: Path) -> None:
+def test_python_loads_the_runtime_out_of_everybodys_sight(cuda: Built, tmp_path: Path) -> None:
     """In the Python program no global symbol is the runtime's, as below `import torch`."""
-    with engine(built, tmp_path / "gpu", python=True, told=False) as program:
+    with engine(cuda, tmp_path / "gpu", python=True, told=False) as program:
         program(f"alloc a {MIB}")
         assert "libcudart.so.13" in Path(f"/proc/{program.pid}/maps").read_text()
         with pytest.raises(EngineFailed, match="error 2"):

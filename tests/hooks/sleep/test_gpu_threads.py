@@ -1,0 +1,81 @@
+"""Allocations, frees, offloads, reloads and questions at once: no race, no leak, and every byte as it was."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from fakes.cuda.build import Built
+from fakes.cuda.program import MIB, Engine, engine
+from support import until
+
+CYCLES = 3
+
+
+def test_threads_allocate_and_free_while_memory_goes_and_comes(any_cuda: Built, tmp_path: Path) -> None:
+    """What was allocated before and after is whole; none of the threads' own calls fails."""
+    with engine(any_cuda, tmp_path / "gpu") as program:
+        for name in ("a", "b"):
+            program(f"alloc {name} {3 * MIB}")
+            program(f"fill {name} holes 7")
+        program("churn 4")
+        for _ in range(CYCLES):
+            program.done("offload", threads=4)
+            program.done("reload", threads=4)
+            program("check a")
+        rounds, failures = map(int, program("churn 0").split())
+        assert (rounds > 0, failures) == (True, 0)
+        program("check b")
+        assert program.done("status")["allocations"] == 2
+
+
+def test_several_clients_ask_at_once(any_cuda: Built, tmp_path: Path) -> None:
+    """Requests are taken one after the other, whatever their order is: each is answered, and memory stays whole."""
+    requests = ["offload", "status", "reload", "status"] * 4
+    with engine(any_cuda, tmp_path / "gpu") as program, ThreadPoolExecutor(8) as pool:
+        program(f"alloc a {5 * MIB}")
+        program("fill a random 1")
+        answers = list(pool.map(program.ask, requests))
+        assert all(answer["ok"] for answer in answers)
+        program.done("reload")
+        program("check a")
+
+
+def test_a_program_that_ends_in_the_middle_of_an_offload_just_ends(any_cuda: Built, tmp_path: Path) -> None:
+    """Neither a hanging exit nor a crash; its socket goes with it."""
+    with engine(any_cuda, tmp_path / "gpu", env={"FAKE_CUDA_SLOW_COPY_US": "30000"}) as program:
+        program(f"alloc a {40 * MIB}")
+        program("fill a random 1")
+        tasks = len(threads(program))
+        with program.connect() as connection:
+            connection.sendall(b'{"op": "offload", "threads": 2}\n')
+            until(lambda: len(threads(program)) > tasks)
+            assert program.process.stdin
+            program.process.stdin.close()
+            program.process.wait()
+    assert list((tmp_path / "gpu").iterdir()) == []
+
+
+def test_host_memory_is_given_back_after_a_reload(cuda: Built, tmp_path: Path) -> None:
+    """Cycles do not add up: what a reload no longer needs goes once its answer is out."""
+    with engine(cuda, tmp_path / "gpu") as program:
+        program(f"alloc a {24 * MIB}")
+        program("fill a random 1")
+        before = anonymous_bytes(program)
+        for _ in range(3):
+            program.done("offload")
+            assert anonymous_bytes(program) > before + 20 * MIB
+            program.done("reload")
+            until(lambda: anonymous_bytes(program) < before + 8 * MIB)
+
+
+def threads(program: Engine) -> list[Path]:
+    """The threads of a program."""
+    return list(Path(f"/proc/{program.pid}/task").iterdir())
+
+
+def anonymous_bytes(program: Engine) -> int:
+    """Memory of the process that is no file's."""
+    lines = Path(f"/proc/{program.pid}/smaps_rollup").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("Anonymous:")]
+    return int(line.split()[1]) * 1024
