@@ -16,7 +16,8 @@ SupervisorError                  base; `cli_status` is the exit code of `supervi
 ├── ChildCrashed             1   the child ended after READY, unasked
 │   └── WorkerDied               the same of a process that `Profile.vital` names
 ├── ChildUnresponsive        1   the child lives but does not answer
-└── IllegalState             1   an operation that the present state forbids
+├── IllegalState             1   an operation that the present state forbids
+└── StillAsleep              1   a `wake` Step could not wake the server now, and has changed nothing
 
 Errors carry fields; the message is built from them, in the order what happened, what was seen, what to try. A `tail`
 holds the child's last log lines, already redacted.
@@ -40,6 +41,7 @@ __all__ = [
     "ReadinessTimeout",
     "SpawnError",
     "StepFailed",
+    "StillAsleep",
     "SupervisorError",
     "UnsupportedFlag",
     "WorkerDied",
@@ -363,3 +365,14 @@ class IllegalState(SupervisorError):
     @property
     def summary(self) -> str:
         return f"cannot {self.operation} while {self.state}: it needs {self.allowed}."
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class StillAsleep(SupervisorError):
+    """A `wake` Step raises it: the server cannot be woken now, and sleeps on unharmed. It stays SEALED."""
+
+    reason: str
+
+    @property
+    def summary(self) -> str:
+        return f"it sleeps on, unharmed: {self.reason}"

@@ -70,7 +70,7 @@ class Hooks:
         sleep: last before SEALED: puts the engine to sleep. From then on nobody may send it a request. After a failure
             the `wake` Steps run; if they pass, the child stays READY, else it is replaced, within the restart budget.
         wake: first at a resume, before any probe (a probe may kill a sleeping engine, or wait for ever): wakes the
-            engine. A failure replaces the child, within the restart budget.
+            engine. A failure replaces the child, within the restart budget; one by `StillAsleep` leaves it SEALED.
         after_resume: once health is green again; a failure replaces the child, within the restart budget.
         before_stop: before TERM on a requested stop, unless the engine sleeps; failures are reported and do not prevent
             the stop.

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Final
 from hooks.sleep.accounting import REMEDY, TOLERANCE_BYTES, escaped, spread
 from hooks.sleep.folder import folder_of
 from hooks.sleep.moving import look, offload_all, reload_all
-from hooks.sleep.offload.errors import CudaFailed, GpuMemoryError, OutOfHostMemory
+from hooks.sleep.offload.errors import CudaFailed, GpuMemoryError, OutOfGpuMemory, OutOfHostMemory
 from supervisor import events
+from supervisor.errors import StillAsleep
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -277,14 +278,20 @@ class Reload(_Moving):
     name: str = "gpu memory reload"
 
     async def __call__(self, child: Child) -> None:
-        """Bring it back; raises GpuMemoryError, see the module."""
+        """Bring it back; raises GpuMemoryError, see the module, and StillAsleep where the GPU is too full now."""
         memory = self.memory.of(child)
         if memory.broken is not None:
             raise memory.broken
         folder = folder_of(child)
         if folder is None:
             return
-        moved = (await self._bring_back(memory, folder)).new
+        try:
+            moved = (await self._bring_back(memory, folder)).new
+        except OutOfGpuMemory as error:
+            if self.for_snapshot:
+                raise
+            # On its host another server has the room now, and may give it back: this one can be woken later.
+            raise StillAsleep(reason=error.summary) from error
         if moved.moved:
             child.tell(
                 events.GpuMemoryReloaded(

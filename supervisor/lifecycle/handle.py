@@ -54,6 +54,7 @@ class Supervised:
 
         Raises:
             IllegalState: not SEALED, or a resume is under way.
+            StepFailed: a `wake` Step raised `StillAsleep`: the child stays SEALED, and may be resumed later.
             SupervisorError: verification failed and nothing is left to try; the supervision has ended with it.
         """
         await self._control.ask("resume", State.SEALED)

@@ -25,6 +25,7 @@ from supervisor.errors import (
     NotReady,
     SpawnError,
     StepFailed,
+    StillAsleep,
     SupervisorError,
     WorkerDied,
     WorkerDiedBeforeReady,
@@ -189,8 +190,10 @@ class Run:
                 control.answer()  # here, because from the host's next step on a death waits for the resume
                 # Without _while_alive: a child that dies while sealed is replaced at the resume, not before, because
                 # a cold start must not be what the snapshot catches.
-                await control.next_request()
-                await self._resume()
+                while True:
+                    await control.next_request()
+                    if await self._resume():
+                        break
 
     async def _serve(self) -> None:
         """Until the host asks for a seal; the watchdog, if armed, lives exactly as long."""
@@ -240,7 +243,8 @@ class Run:
         await self._steps("wake", self.supervision.hooks.wake)
         self._asleep = False
 
-    async def _resume(self) -> None:
+    async def _resume(self) -> bool:
+        """Returns whether the child serves again; False: it sleeps on."""
         began = time.monotonic()
         supervision = self.supervision
         polling = Polling()
@@ -254,11 +258,18 @@ class Run:
                 raise ChildUnresponsive(misses=polling.probes, detail=f"after the resume: {polling.detail}")
             await self._steps("after_resume", supervision.hooks.after_resume)
 
-        await self._while_alive(verify)
+        try:
+            await self._while_alive(verify)
+        except StepFailed as failure:
+            if failure.point != "wake" or not isinstance(failure.__cause__, StillAsleep):
+                raise
+            supervision.control.answer(failure)
+            return False
         self._ready_at = time.monotonic()
         supervision.resumed = True
         supervision.emit(events.ChildResumed(took_s=time.monotonic() - began))
         supervision.control.answer()
+        return True
 
     async def _while_alive(self, work: Callable[[], Awaitable[T]]) -> T:
         """Does the work; the child's exit, or that of a vital process, ends it at once and is what counts."""

@@ -24,6 +24,7 @@ from supervisor.errors import (
     ReadinessTimeout,
     SpawnError,
     StepFailed,
+    StillAsleep,
     SupervisorError,
     UnsupportedFlag,
     WorkerDied,
@@ -98,6 +99,7 @@ SAMPLES: list[tuple[SupervisorError, int, list[str]]] = [
         ["process 7 (core) ended during loading", "1.00 s"],
     ),
     (ChildUnresponsive(misses=3, detail="timed out", tail=TAIL), 1, ["3 checks", "timed out"]),
+    (StillAsleep(reason="the GPU is full"), 1, ["sleeps on, unharmed", "the GPU is full"]),
     (IllegalState(operation="seal", state="loading", allowed="ready"), 1, ["seal", "loading", "ready"]),
 ]
 samples = pytest.mark.parametrize(("error", "status", "parts"), SAMPLES, ids=lambda value: type(value).__name__)

@@ -12,7 +12,7 @@ import pytest
 
 from supervisor import Child, Health, Hooks, Restart, State, Supervised, supervise
 from supervisor import events as ev
-from supervisor.errors import StepFailed
+from supervisor.errors import StepFailed, StillAsleep
 from support import Do, Recorder, alive, fake_profile, is_in, until_async
 
 pytestmark = pytest.mark.anyio
@@ -195,3 +195,25 @@ async def test_a_stop_half_asleep_is_a_plain_teardown() -> None:
         tasks.cancel_scope.cancel()
     assert order.steps() == ["before_seal"]
     assert order.recorder.names[-1] == "supervision.stopped"
+
+
+async def test_an_engine_that_cannot_be_woken_now_sleeps_on() -> None:
+    """A `wake` Step that raises StillAsleep is answered with its words; SEALED stays, and a later resume may work."""
+    refusals = [StillAsleep(reason="the GPU is full")]
+
+    def wake(_: Child) -> None:
+        if refusals:
+            raise refusals.pop()
+
+    seen = Recorder()
+    hooks = Hooks(sleep=(Do(),), wake=(Do(action=wake),), observers=(seen,))
+    async with anyio.create_task_group() as tasks:
+        server: Supervised = await tasks.start(supervise, fake_profile(restart=QUICK), hooks)
+        await server.seal()
+        with pytest.raises(StepFailed, match="it sleeps on, unharmed: the GPU is full"):
+            await server.resume()
+        assert is_in(server, State.SEALED)
+        await server.resume()
+        assert is_in(server, State.READY)
+        assert len(seen.of(ev.ChildSpawned)) == 1
+        tasks.cancel_scope.cancel()
