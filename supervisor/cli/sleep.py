@@ -110,10 +110,14 @@ def _told(outcome: Outcome) -> str:
     moved = outcome.gpu_memory
     if moved is not None:
         where = "put aside" if outcome.operation == "seal" else "brought back"
-        first += f" {moved.bytes / 1e9:.1f} GB of GPU memory {where} in {moved.took_s:.2f} s"
-        first += f" ({moved.stored_bytes / 1e9:.1f} GB through host memory at {moved.gb_per_s:.0f} GB/s)."
+        first += f" {_size(moved.bytes)} of GPU memory {where} in {moved.took_s:.2f} s"
+        first += f" ({_size(moved.stored_bytes)} through host memory at {moved.gb_per_s:.1f} GB/s)."
     steps = [f"  {took.point:<12} {took.step:<28} {took.took_s:7.2f} s" for took in outcome.steps]
     notices = [f"  note: {notice}" for notice in outcome.notices]
     if outcome.operation == "seal" and not any(took.point == "sleep" for took in outcome.steps):
         notices.append("  note: no Step put anything aside; start it with --gpu-memory offload to free GPU memory.")
     return "\n".join([first, *steps, *notices])
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"

@@ -40,8 +40,8 @@ __all__ = [
 
 
 def gb(size_bytes: int) -> str:
-    """A size for a message, such as `46.4 GB`."""
-    return f"{size_bytes / 1e9:.1f} GB"
+    """A size for a message, such as `46.4 GB` or `33.6 MB`."""
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
 
 
 class GpuMemoryError(SupervisorError):

@@ -4,8 +4,11 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -52,17 +55,57 @@ size_t fakeCudaUsed(int device) {
 
 static size_t rounded(size_t bytes) { return (bytes + GRANULARITY - 1) / GRANULARITY * GRANULARITY; }
 
+/* One GPU for several processes: a file, FAKE_CUDA_SHARED, with what each of them uses. Those that ended use nothing. */
+enum { SHARERS = 64 };
+static struct sharer {
+    _Atomic int pid;
+    _Atomic size_t used[MAX_DEVICES];
+} *sharers, *us;
+static int sharers_file = -1;
+
+static void join_sharers(void) { /* with `lock` held for writing */
+    const char *path = getenv("FAKE_CUDA_SHARED");
+    if (us || !path) return;
+    sharers_file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (sharers_file < 0 || flock(sharers_file, LOCK_EX) || ftruncate(sharers_file, SHARERS * sizeof *sharers)) abort();
+    sharers = mmap(NULL, SHARERS * sizeof *sharers, PROT_READ | PROT_WRITE, MAP_SHARED, sharers_file, 0);
+    if (sharers == MAP_FAILED) abort();
+    for (us = sharers; us->pid && kill(us->pid, 0) == 0; us++)
+        if (us == sharers + SHARERS - 1) abort();
+    for (int device = 0; device < MAX_DEVICES; device++) us->used[device] = 0;
+    us->pid = getpid();
+    flock(sharers_file, LOCK_UN);
+}
+
+static size_t used_by_others(int device) {
+    size_t bytes = 0;
+    for (struct sharer *each = sharers; each && each < sharers + SHARERS; each++)
+        if (each != us && each->pid && kill(each->pid, 0) == 0) bytes += each->used[device];
+    return bytes;
+}
+
+static void use(int device, size_t bytes) {
+    used[device] += bytes;
+    if (us) us->used[device] = used[device];
+}
+
+static void unuse(int device, size_t bytes) { use(device, -bytes); }
+
 void context_comes(int device) {
     pthread_rwlock_wrlock(&lock);
-    used[device] += number("FAKE_CUDA_CONTEXT_BYTES", (size_t)16 << 20);
+    join_sharers();
+    use(device, number("FAKE_CUDA_CONTEXT_BYTES", (size_t)16 << 20));
     memory_unlock();
 }
 
 static bool take(int device, size_t bytes) {
-    size_t total = fakeCudaTotal(device);
-    if (used[device] > total || bytes > total - used[device]) return false;
-    used[device] += bytes;
-    return true;
+    join_sharers();
+    if (us) flock(sharers_file, LOCK_EX);
+    size_t total = fakeCudaTotal(device), taken = used[device] + used_by_others(device);
+    bool room = taken <= total && bytes <= total - taken;
+    if (room) use(device, bytes);
+    if (us) flock(sharers_file, LOCK_UN);
+    return room;
 }
 
 static void add(struct span **list, char *start, size_t bytes, int device, struct physical *physical) {
@@ -123,7 +166,7 @@ PUBLIC CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
     CUcontext context;
     CUresult result = need_context(&context);
     if (result) return result;
-    size_t in_use = fakeCudaUsed(context->device);
+    size_t in_use = fakeCudaUsed(context->device) + used_by_others(context->device);
     *total_bytes = fakeCudaTotal(context->device);
     *free_bytes = *total_bytes > in_use ? *total_bytes - in_use : 0;
     return CUDA_SUCCESS;
@@ -159,7 +202,7 @@ PUBLIC CUresult cuMemFree_v2(CUdeviceptr address) {
     if (!place) {
         result = CUDA_ERROR_INVALID_VALUE;
     } else {
-        used[(*place)->device] -= (*place)->bytes;
+        unuse((*place)->device, (*place)->bytes);
         munmap((*place)->start, (*place)->bytes);
         drop(place);
     }
@@ -250,7 +293,7 @@ static void let_go(struct physical *physical) {
     struct physical **place = &physicals;
     while (*place != physical) place = &(*place)->next;
     *place = physical->next;
-    used[physical->device] -= physical->bytes;
+    unuse(physical->device, physical->bytes);
     close(physical->descriptor);
     free(physical);
 }
