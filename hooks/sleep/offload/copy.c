@@ -40,8 +40,10 @@ struct run {
 
 /* One thread. */
 struct worker {
-    struct lane *lane; /* NULL: it was never started */
+    struct lane *lane;
+    bool started;
     pthread_t thread;
+    CUcontext context;
     char *ring[2]; /* one allocation */
     CUstream stream[2];
 };
@@ -153,7 +155,8 @@ static bool bring_back(struct worker *worker) {
 static bool equip(struct worker *worker) {
     struct run *run = worker->lane->run;
     size_t chunk_bytes = run->copy->store->chunk_bytes;
-    CUresult result = cuda.ctx_set_current(regions.devices[worker->lane->device].context);
+    worker->context = regions.devices[worker->lane->device].context;
+    CUresult result = cuda.ctx_set_current(worker->context);
     if (result != CUDA_SUCCESS)
         return stop(run, "cuCtxSetCurrent", result);
     result = cuda.mem_host_alloc((void **)&worker->ring[0], 2 * chunk_bytes, CU_MEMHOSTALLOC_PORTABLE);
@@ -184,11 +187,23 @@ static void *work(void *argument) {
         CUresult result = cuda.stream_synchronize(worker->stream[half]);
         if (result != CUDA_SUCCESS)
             stop(run, run->copy->out ? "a copy from the GPU" : "a copy to the GPU", result);
-        cuda.stream_destroy(worker->stream[half]);
     }
-    if (worker->ring[0])
-        cuda.mem_free_host(worker->ring[0]);
     return NULL;
+}
+
+void copy_clean(struct copy *copy) {
+    for (size_t i = 0; copy->workers && i < (size_t)MAX_DEVICES * copy->threads; i++) {
+        struct worker *worker = &copy->workers[i];
+        if (!worker->started || cuda.ctx_set_current(worker->context) != CUDA_SUCCESS)
+            continue;
+        for (int half = 0; half < 2; half++)
+            if (worker->stream[half])
+                cuda.stream_destroy(worker->stream[half]);
+        if (worker->ring[0])
+            cuda.mem_free_host(worker->ring[0]);
+    }
+    free(copy->workers);
+    copy->workers = NULL;
 }
 
 /* Zero chunks come back by a fill, neighbours together. */
@@ -253,8 +268,8 @@ static void start(struct lane *lane, struct worker *workers) {
     for (unsigned i = 0; i < lane->run->copy->threads && i < lane->count; i++) {
         struct worker *worker = &workers[i];
         worker->lane = lane;
-        if (pthread_create(&worker->thread, NULL, work, worker) != 0) {
-            worker->lane = NULL; /* the others do its part, unless there are none */
+        worker->started = pthread_create(&worker->thread, NULL, work, worker) == 0;
+        if (!worker->started) { /* the others do its part, unless there are none */
             if (i == 0)
                 stop(lane->run, "pthread_create", CUDA_ERROR_OUT_OF_MEMORY);
             return;
@@ -280,7 +295,7 @@ bool copy_run(struct copy *copy, struct failure *why) {
         if (lanes[device].run)
             start(&lanes[device], workers + (size_t)device * copy->threads);
     for (size_t i = 0; workers && i < (size_t)MAX_DEVICES * copy->threads; i++)
-        if (workers[i].lane)
+        if (workers[i].started)
             pthread_join(workers[i].thread, NULL);
     for (int device = 0; device < MAX_DEVICES; device++) {
         struct lane *lane = &lanes[device];
@@ -294,7 +309,9 @@ bool copy_run(struct copy *copy, struct failure *why) {
             stop(&run, "cuCtxSynchronize", result);
         free(lane->items);
     }
-    free(workers);
+    copy->workers = workers;
+    if (copy->out || !ok || atomic_load(&run.failed))
+        copy_clean(copy);
     copy->store->used = atomic_load(&run.used);
     copy->copied_bytes = atomic_load(&run.copied);
     copy->prepare_s = ready - began;

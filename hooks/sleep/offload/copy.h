@@ -37,10 +37,14 @@ struct copy {
     uint64_t copied_bytes;
     size_t damaged_count;
     struct damage damaged[MAX_DAMAGED]; /* the first ones */
+    struct worker *workers; /* what the threads had pinned, until `copy_clean` */
 };
 
 /* Copy every region that has chunks. False: some of it failed, and what lies where is undefined. The lock is held. */
 bool copy_run(struct copy *copy, struct failure *why);
+
+/* Give the pinned buffers and the streams back: after the answer where nothing but time is at stake. */
+void copy_clean(struct copy *copy);
 
 /* How many threads a choice of them means. */
 unsigned threads_of(unsigned chosen);

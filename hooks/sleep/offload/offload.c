@@ -26,6 +26,7 @@ static enum { AWAKE, ASLEEP, DAMAGED } state;
 static struct store store;
 static char *given_up; /* of a store whose contents are back */
 static size_t given_up_bytes;
+static struct copy finished; /* the reload that brought them */
 
 static _Atomic(const char *) off;
 static _Atomic size_t ipc_refused;
@@ -144,7 +145,8 @@ static void drop_store(bool later) {
     memset(&store, 0, sizeof store);
 }
 
-void give_store_back(void) {
+void give_back(void) {
+    copy_clean(&finished);
     /* In slices, so that nobody in this process waits long for the lock of its address space. */
     const size_t slice = (size_t)256 << 20;
     for (size_t done = 0; done < given_up_bytes; done += slice)
@@ -279,6 +281,7 @@ static bool put_aside(const struct choices *choices, int *zeros, struct phases *
         struct copy back = {.threads = choices->threads, .store = &store};
         if (!map_all(&again) || !copy_run(&back, &again) || back.damaged_count)
             state = DAMAGED;
+        copy_clean(&back);
         return false;
     }
     took->release_s = now_s() - began;
@@ -341,6 +344,7 @@ static bool reload(const struct choices *choices, struct text *answer, struct fa
             unmap_all();
             return false;
         }
+        finished = copy;
         if (copy.damaged_count) {
             describe_damage(&copy, why);
             state = DAMAGED;

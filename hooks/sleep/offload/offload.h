@@ -25,7 +25,7 @@ void answer_reload(const struct choices *choices, struct text *answer);
 void answer_failure(const char *code, const char *detail, struct text *answer);
 
 /* Give the host memory of a finished reload back: after its answer is out, because it takes a while. */
-void give_store_back(void);
+void give_back(void);
 
 /* Something of ours cannot work in this process: everything passes through from now on. `reason` stays valid. */
 void turn_off(const char *reason);

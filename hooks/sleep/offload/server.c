@@ -141,7 +141,7 @@ static void *serve(void *unused) {
         if (connection >= 0) {
             serve_one(connection);
             close(connection);
-            give_store_back();
+            give_back();
         } else if (errno != EINTR && errno != ECONNABORTED)
             poll(NULL, 0, RETRY_MS); /* no descriptor is free: do not spin */
     }
