@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
+from supervisor import events
 from supervisor.child import Child
 from supervisor.emitter import Emitter
 from supervisor.lifecycle.run_steps import run_steps
@@ -106,8 +107,13 @@ def of_profile(profile: Profile, hooks: Hooks, request: RehearsalRequest, *, arg
 
     async def before() -> None:
         # Outside, because what these write (a model that is assembled, say) belongs on the disk, not in the image.
-        child = Child(profile=profile, port=0, pid=None, redact=Redactor(profile.secrets))
-        await run_steps("before_start", hooks.before_start, child, Emitter(()))
+        emit = Emitter(hooks.observers)
+        child = Child(profile=profile, port=0, pid=None, redact=Redactor(profile.secrets), tell=emit.tell)
+        emit(events.Starting(attempt=1))
+        try:
+            await run_steps("before_start", hooks.before_start, child, emit)
+        finally:
+            emit(events.Stopped())  # takes away what was made for a child: folders, files with keys
 
     return Subject(
         argv=argv,

@@ -8,9 +8,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from hooks.contract import SnapshotContract
+from hooks.golden import Golden
+from hooks.sleep import GpuMemory
 from hooks.warmup.steps import Text
-from supervisor import Health, Hooks, Liveness, Profile, Secret, Timeouts
+from supervisor import Child, Health, Hooks, Liveness, Profile, Secret, Timeouts
 from supervisor.engines import embedded
+from supervisor.steps import step
 
 FAKE = Path(__file__).resolve().parent.parent / "fakes" / "fake_server.py"
 
@@ -30,6 +34,28 @@ def fake() -> tuple[Profile, Hooks]:
         liveness=Liveness(period_s=0.2, misses=2, inference_every_s=0.4),
     )
     return profile, Hooks(warmup=(Text(),), liveness=(Text(),))
+
+
+def gpu() -> tuple[Profile, Hooks]:
+    """The fake server with its weights in the memory of a GPU, which a driver without one holds.
+
+    The folder of that driver is in REHEARSED_CUDA; with REHEARSED_DAMAGE a byte that was put aside is damaged after the
+    restore.
+    """
+    cuda, golden = Path(os.environ["REHEARSED_CUDA"]), Golden()
+    profile, hooks = fake()
+    command = (*profile.command, "--gpu-engine", str(cuda / "libengine.so"))
+    profile = replace(profile, command=command, env={"LD_LIBRARY_PATH": str(cuda)})
+    memory = GpuMemory(library=cuda / "libwarmboot_gpu.so", proof=(golden.replay,))
+    hooks = replace(hooks, before_seal=(golden.record, SnapshotContract()), after_resume=(golden.replay,))
+    if "REHEARSED_DAMAGE" in os.environ:
+        hooks = replace(hooks, wake=(step("damage", _damage),))
+    return memory.profile(profile), hooks + memory.hooks()
+
+
+async def _damage(child: Child) -> None:
+    async with child.client() as client:
+        (await client.post("/damage")).raise_for_status()
 
 
 ASYNCIO = """

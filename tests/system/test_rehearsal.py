@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fakes import gemma_volumes
+from fakes.cuda.build import build_once
 from support import ROOT, until
 
 if TYPE_CHECKING:
@@ -224,6 +225,34 @@ def test_another_answer_is_healed_and_told(tmp_path: Path) -> None:
     assert told["answer"]
     assert [event["name"] for event in told["events"]].count("child.ready") == 2
     assert "cold start instead" in out
+
+
+@in_sandbox
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
+def test_gpu_memory_survives_in_host_memory(
+    rehearse: Callable[..., Rehearsal], tmp_path_factory: pytest.TempPathFactory, damaged: bool
+) -> None:
+    """Put aside, saved, restored and brought back, every byte is the same; one bit that is not means a cold start."""
+    cuda = build_once(tmp_path_factory)
+    fault = {"REHEARSED_DAMAGE": "1"} if damaged else {}
+    done = rehearse(f"{SPECS}:gpu", REHEARSED_CUDA=str(cuda.folder), **fault)
+    (away,) = [event["fields"] for event in done.report["events"] if event["name"] == "gpu.offloaded"]
+    back = [event["fields"] for event in done.report["events"] if event["name"] == "gpu.reloaded"]
+    assert (away["bytes"], away["stored_bytes"]) == (32 << 20, 16 << 20)
+    assert done.report["answer"] == "OK"  # which the fake says only while every byte of its GPU memory is right
+    if damaged:
+        assert done.status == 5
+        assert back == []
+        assert "a piece of it came back damaged (2097152 bytes at 0x" in done.report["healed"]
+        return
+    assert done.status == 0, done.out + done.err
+    assert [(it["bytes"], it["stored_bytes"]) for it in back] == [(32 << 20, 16 << 20)]
+    assert done.verdicts() == ("passed", "passed")
+    assert done.report["notes"] == []
+    assert done.report["healed"] == ""
+    assert done.report["sleep_s"] > 0 and done.report["wake_s"] > 0
+    assert "gpu memory offload" in done.out
 
 
 @in_sandbox

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from supervisor import events
+from supervisor import Child, Hooks, Profile, events
 from supervisor.errors import ProfileError
 from supervisor.logs.sink import Sink
 from supervisor.rehearsal.bundle import Mount, Program
@@ -20,6 +20,8 @@ from supervisor.rehearsal.log import LoggedEvent, for_people
 from supervisor.rehearsal.report import TIMERS, RehearsalReport
 from supervisor.rehearsal.request import RehearsalRequest
 from supervisor.rehearsal.stages import Stage
+from supervisor.rehearsal.subject import of_profile
+from supervisor.steps import step
 from support import EVENT_KINDS
 
 
@@ -260,3 +262,19 @@ def test_sleep_and_wake_are_timed_where_there_were_any() -> None:
     awake = report_of(*GOOD)
     assert json.loads(awake.to_json())["sleep_s"] is None
     assert "wake " not in screen_of(awake)
+
+
+@pytest.mark.anyio
+async def test_what_was_made_for_a_child_outside_of_the_sandbox_goes() -> None:
+    """`before_start` runs outside too, for what belongs on the disk; observers hear that no child follows."""
+    seen: list[str] = []
+
+    async def make(child: Child) -> None:
+        child.tell(events.Notice(detail="made"))
+
+    profile = Profile(name="x", command=("true", "{port}"))
+    hooks = Hooks(before_start=(step("make", make),), observers=(lambda event: seen.append(event.name),))
+    subject = of_profile(profile, hooks, REQUEST, argv=("true",))
+    assert subject.before is not None
+    await subject.before()
+    assert seen == ["child.starting", "supervision.notice", "step.passed", "supervision.stopped"]
