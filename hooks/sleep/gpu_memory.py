@@ -43,7 +43,7 @@ class GpuMemory:
     One of it belongs to one server. A server that cannot use it starts all the same, and a notice says why.
 
     Attributes:
-        threads: that copy.
+        threads: that copy, for each GPU; 0: as many as there are processors, from 2 to 16.
         verify: every byte is checksummed on the way out and verified on the way in.
         proof: Steps that pass only on a server whose memory came back right, such as `Golden.replay`; the self-check
             runs them.
@@ -60,7 +60,7 @@ class GpuMemory:
         ProfileError: at construction; a setting is wrong.
     """
 
-    threads: int = 8
+    threads: int = 0
     verify: bool = True
     proof: tuple[Step, ...] = ()
     self_check: bool = True
@@ -73,7 +73,7 @@ class GpuMemory:
     _folder: PrivateFolder = field(default_factory=PrivateFolder, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        checks.count("gpu_memory.threads", self.threads, 1, 64)
+        checks.count("gpu_memory.threads", self.threads, 0, 64)
         for name in ("verify", "self_check", "for_snapshot"):
             value = getattr(self, name)
             require(isinstance(value, bool), f"gpu_memory.{name}", value, "True or False")

@@ -103,7 +103,7 @@ async def reload_all(folder: Path, *, away: Iterable[int] = (), threads: int) ->
     Args:
         folder: of the sockets.
         away: processes that must be there, because their memory was put aside.
-        threads: that copy.
+        threads: that copy, for each GPU; 0: as many as there are processors, from 2 to 16.
 
     Raises:
         GpuMemoryError: one could not, or is gone.

@@ -135,7 +135,7 @@ class _Moving:
     """What the Steps share.
 
     Attributes:
-        threads: that copy.
+        threads: that copy, for each GPU; 0: as many as there are processors, from 2 to 16.
         verify: checksum every byte on the way out, and verify it on the way in.
         idle_s: how long work that is on the GPU may take, before it counts as not idle.
         for_snapshot: the platform snapshots the server's processes; False: it sleeps and wakes on its host.
@@ -143,7 +143,7 @@ class _Moving:
         deadline_s: see `Step`.
     """
 
-    threads: int = 8
+    threads: int = 0
     verify: bool = True
     idle_s: float = 30.0
     for_snapshot: bool = True

@@ -40,7 +40,7 @@ async def status(socket: Path) -> Status:
 async def offload(
     socket: Path,
     *,
-    threads: int = 8,
+    threads: int = 0,
     verify: bool = True,
     idle_s: float = 30.0,
     chunk_bytes: int | None = None,
@@ -52,7 +52,7 @@ async def offload(
 
     Args:
         socket: the process's, `<pid>.sock` in the folder.
-        threads: that copy.
+        threads: that copy, for each GPU; 0: as many as there are processors, from 2 to 16.
         verify: checksum every byte, so that the reload can verify it.
         idle_s: how long work that is on the GPU may take.
         chunk_bytes: of a piece that has one checksum; None: the library's own choice.
@@ -65,12 +65,12 @@ async def offload(
     return await _ask(socket, "offload", request, read_moved)
 
 
-async def reload(socket: Path, *, threads: int = 8) -> Moved:
+async def reload(socket: Path, *, threads: int = 0) -> Moved:
     """Bring the GPU memory of a process back.
 
     Args:
         socket: the process's, `<pid>.sock` in the folder.
-        threads: that copy.
+        threads: that copy, for each GPU; 0: as many as there are processors, from 2 to 16.
 
     Raises:
         OutOfGpuMemory: it sleeps on, and is whole.

@@ -39,8 +39,8 @@ static bool choose_number(const struct object *request, const char *name, double
 static const char *choose(const struct object *request, struct choices *choices) {
     *choices = default_choices;
     double threads = choices->threads, chunk_bytes = (double)choices->chunk_bytes, verify = choices->verify;
-    if (!choose_number(request, "threads", 1, MAX_THREADS, &threads))
-        return "threads: a number from 1 to 64 is allowed";
+    if (!choose_number(request, "threads", 0, MAX_THREADS, &threads))
+        return "threads: a number from 0 to 64 is allowed";
     if (!choose_number(request, "chunk_bytes", CHUNK_UNIT, MAX_CHUNK, &chunk_bytes) ||
         (size_t)chunk_bytes % (size_t)CHUNK_UNIT != 0)
         return "chunk_bytes: multiples of 65536 up to 67108864 are allowed";

@@ -142,7 +142,7 @@ def test_memory_that_torch_maps_itself_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("threads", 0),
+        ("threads", -1),
         ("threads", 65),
         ("verify", 1),
         ("for_snapshot", None),

@@ -26,7 +26,7 @@ BAD = {
     "a NUL byte": b'{"op": "status"\0}\n',
     "no line's end": b'{"op": "status"}',
     "nothing": b"",
-    "threads of none": b'{"op": "offload", "threads": 0}\n',
+    "fewer threads than none": b'{"op": "offload", "threads": -1}\n',
     "too many threads": b'{"op": "offload", "threads": 65}\n',
     "threads in words": b'{"op": "offload", "threads": "eight"}\n',
     "odd chunks": b'{"op": "offload", "chunk_bytes": 100000}\n',

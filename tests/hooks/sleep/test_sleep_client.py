@@ -44,7 +44,7 @@ async def test_memory_goes_and_comes_back(tmp_path: Path) -> None:
     assert (again.already, came.operation, came.already) == (True, "reload", False)
     assert library.asked == [
         {"op": "offload", "threads": 4, "verify": False, "idle_s": 2.5, "zeros": "host"},
-        {"op": "offload", "threads": 8, "verify": True, "idle_s": 30.0},
+        {"op": "offload", "threads": 0, "verify": True, "idle_s": 30.0},
         {"op": "reload", "threads": 2},
     ]
 
