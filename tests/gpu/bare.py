@@ -23,7 +23,7 @@ from driver import Checkpoint, DriverError, used_mib
 from prints import say, timed
 
 MIB: Final = 1 << 20
-_CHILD: Final = Path(__file__).with_name("bare_child.py")
+CHILD: Final = Path(__file__).with_name("bare_child.py")
 _THREADS: Final = (2, 4, 8, 12, 16)
 _CHUNKS_MIB: Final = (1, 2, 4, 8)
 _STOP_S: Final = 20.0
@@ -190,7 +190,7 @@ def damaged(program: Program) -> dict[str, Any]:
 def measure(put: Put, *, python: str, built: Path, unit_mib: int, budget_s: float, plain: bool) -> None:
     """Everything, in the order of what matters; `put` stores each result at once."""
     began = time.monotonic()
-    argv = [python, str(_CHILD), *(["--ctypes"] if plain else [])]
+    argv = [python, str(CHILD), *(["--ctypes"] if plain else [])]
     sizes = (unit_mib, 12, 4)
 
     def program(preload: Path | None, *size: int) -> Program:

@@ -60,15 +60,16 @@ class Checkpoint:
 
 
 def used_mib() -> int:
-    """GPU memory in use, by whomever."""
-    return int(_query("memory.used"))
+    """GPU memory in use, by whomever, on all GPUs."""
+    return sum(map(int, _query("memory.used")))
 
 
 def describe() -> str:
-    """The GPU and its driver."""
-    return _query("name,driver_version,memory.total")
+    """The first GPU and its driver."""
+    return _query("name,driver_version,memory.total")[0]
 
 
-def _query(what: str) -> str:
+def _query(what: str) -> list[str]:
     argv = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
-    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+    out = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    return [line.strip() for line in out.splitlines()]

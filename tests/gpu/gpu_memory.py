@@ -5,8 +5,15 @@
 | section | measures | needs |
 |---|---|---|
 | bare | the library under a program that only holds GPU memory; a GPU too full, a damaged byte | torch |
+| llama | llama-server in the Gemma shapes: the driver alone, and ours; cost while awake | --server, gguf |
+| turns | two llama-servers that take turns on one GPU | --server, gguf |
+| full | a llama-server's GPU got too full meanwhile | --server, gguf, torch |
+| damage | one byte of what a llama-server keeps changes: found, and healed by a cold start | --server, gguf |
+| vllm, sglang | 8B: the engine's own sleep, the driver alone, and ours; cost while awake | --python |
+| two | one program on two GPUs; vLLM with tensor parallelism 2 | --python, two GPUs |
 
-FILE is written after every step; a section that fails leaves its error there, and the others run.
+All but `bare` run under the supervisor and need its packages. Models of random weights are written below --root. FILE
+is written after every step; a section that fails leaves its error there, and the others run.
 """
 
 from __future__ import annotations
@@ -24,7 +31,7 @@ from typing import Any, Final
 import driver
 from prints import say
 
-SECTIONS: Final = ("bare",)
+SECTIONS: Final = ("bare", "llama", "turns", "full", "damage", "vllm", "sglang", "two")
 GIB: Final = 1 << 30
 
 
@@ -82,7 +89,12 @@ def bare_section(args: argparse.Namespace) -> Callable[[Callable[[str, Any], Non
 def chosen(args: argparse.Namespace) -> Iterable[tuple[str, Callable[[Callable[[str, Any], None]], None]]]:
     """The sections asked for, in order; what a section imports is only needed by it."""
     for name in args.only or SECTIONS:
-        yield name, bare_section(args)
+        if name == "bare":
+            yield name, bare_section(args)
+            continue
+        import servers
+
+        yield name, servers.section(name, args)
 
 
 def parse() -> argparse.Namespace:
@@ -90,8 +102,19 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=SECTIONS, help="repeatable, in this order; default: all")
     parser.add_argument("--json", type=Path, help="where the numbers go")
+    parser.add_argument("--root", type=Path, default=Path(tempfile.gettempdir()), help="models go there")
     parser.add_argument("--library", type=Path, help="a built library; default: built from the sources")
     parser.add_argument("--torch", default=sys.executable, help="a Python with torch; default: this one")
+    parser.add_argument("--python", default=sys.executable, help="of the engine's environment")
+    parser.add_argument("--server", type=Path, help="llama-server; its libraries are found beside it")
+    parser.add_argument("--shapes", choices=("tiny", "real"), default="real", help="of the Gemma dummy")
+    parser.add_argument("--cycles", type=int, default=5)
+    parser.add_argument("--driver-cycles", type=int, help="of the driver alone, the slowest; default: --cycles")
+    parser.add_argument("--way", action="append", help="repeatable; of an engine's ways only these")
+    parser.add_argument("--speeds", type=int, default=5, help="requests of 256 tokens after each cold start")
+    parser.add_argument("--pairs", type=int, default=2, help="starts with and without the library, in turns")
+    parser.add_argument("--no-mmproj", action="store_true", help="llama-server without the projector of pictures")
+    parser.add_argument("--eager", action="store_true", help="two: vLLM without CUDA graphs, which starts sooner")
     parser.add_argument("--touch-gb", type=int, default=0, help="write to so much host memory first")
     parser.add_argument("--unit-mib", type=int, default=1024, help="bare: size of each of 16 tensors")
     parser.add_argument("--budget-s", type=float, default=90.0, help="bare: no more of the sweep after so long")

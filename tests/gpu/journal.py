@@ -11,7 +11,8 @@ from supervisor.events import Event
 
 TOLD: Final = {
     *("child.up", "child.ready", "child.sealed", "child.resumed", "child.exited", "child.restarting"),
-    *("child.stopping", "teardown.finished", "supervision.failed", "supervision.notice", "step.failed"),
+    *("gpu.offloaded", "gpu.reloaded", "child.stopping", "teardown.finished", "step.failed"),
+    *("supervision.failed", "supervision.notice"),
 }
 
 
@@ -21,6 +22,7 @@ class Journal:
     def __init__(self) -> None:
         self.steps: dict[str, float] = {}
         self.lines: list[str] = []
+        self.told: list[str] = []
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, events.StepPassed | events.StepFailed):
@@ -30,4 +32,5 @@ class Journal:
         if event.name in TOLD:
             fields = {name: getattr(event, name) for name in event.__dataclass_fields__ if name != "argv"}
             told = {name: round(value, 3) if isinstance(value, float) else value for name, value in fields.items()}
-            say(f"    {event.name} {told}")
+            self.told.append(f"{event.name} {told}")
+            say(f"    {self.told[-1]}")

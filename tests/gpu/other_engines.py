@@ -7,10 +7,9 @@ engine's environment, with torch. No network. It writes a model of random weight
 FLUX.2-klein's real shapes, 36 GB), serves it by the engine's own settings, and prints for each way of leaving the GPU
 
 - the cold start to READY, with every Step's seconds, and the GPU memory in use;
-- per cycle: seal (the engine's own sleep included), lock, checkpoint, GPU memory in between, restore, unlock, resume
-  (wake, health and golden answer included), and the next answer, in seconds; whether it came back to the last bit.
-
-The processes simply stay in place of being saved: what is proved is the driver's part, the engine's and ours.
+- per cycle (see `cycles`): seal (the engine's own sleep, or ours, included), lock, checkpoint, GPU memory in between,
+  restore, unlock, resume (wake, health and golden answer included), and the next answer, in seconds; whether it came
+  back to the last bit.
 """
 
 from __future__ import annotations
@@ -19,141 +18,50 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import anyio
 import driver
-from driver import Checkpoint, used_mib
-from journal import Journal
+import library
+from cycles import Way, play
 from prints import say, timed
 
-from hooks.golden.step import Golden, GoldenMismatch
-from hooks.warmup import Text
-from supervisor import Daemon, Hooks, Secret
-from supervisor.engines import Engine
+from supervisor import Secret
+from supervisor.engines.vllm import Vllm
 
-LAST: Final = 60  # lines of the server's log, shown when it fails
 KEY: Final = Secret("sk-made-up-for-tests")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """One way of leaving the GPU and coming back.
-
-    Attributes:
-        engine: the settings.
-        checkpoint: whether the driver's checkpoint of the tree follows the engine's sleep.
-    """
-
-    engine: Engine
-    checkpoint: bool = True
-
-
-def gpu_pids() -> list[int]:
-    """The processes with memory on the GPU."""
-    out = subprocess.run(
-        ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"], capture_output=True, text=True, check=True
+def vllm_engine(python: str, model: Path, *, more_env: Mapping[str, str] | None = None, **more: Any) -> Vllm:
+    """vLLM with CUDA graphs on a part of a GPU of 140 GB."""
+    return Vllm(
+        model=model,
+        binary=(python, "-m", "vllm.entrypoints.cli.main"),
+        served_name="random",
+        max_model_len=4096,
+        gpu_memory_utilization=0.3,
+        api_key=KEY,
+        env={"HF_HUB_OFFLINE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"} | dict(more_env or {}),
+        **more,
     )
-    return sorted({int(line) for line in out.stdout.split()})
-
-
-class Cycle:
-    """One seal and resume, in seconds."""
-
-    def __init__(self, daemon: Daemon, golden: Golden, *, checkpoint: bool) -> None:
-        self.row: dict[str, Any] = {"gpu_mib_before": used_mib()}
-        pid = daemon.supervised.pid
-        self._time("seal_s", daemon.seal)
-        self.row["gpu_mib_sealed"] = used_mib()
-        if checkpoint:
-            self._checkpoint()
-        self._time("resume_s", daemon.resume)
-        try:
-            self._time("answer_s", lambda: anyio.run(golden.replay.__call__, daemon.supervised.child))
-            self.row["to_the_last_bit"] = True
-        except GoldenMismatch as mismatch:
-            self.row["to_the_last_bit"] = str(mismatch)
-        self.row |= {"gpu_mib_after": used_mib(), "same_child": pid == daemon.supervised.pid}
-
-    def _checkpoint(self) -> None:
-        checkpoints = [Checkpoint(pid) for pid in gpu_pids()]
-
-        def every(call: Callable[[Checkpoint], None]) -> None:
-            for checkpoint in checkpoints:
-                call(checkpoint)
-
-        self.row["processes_with_gpu_memory"] = len(checkpoints)
-        self._time("lock_s", lambda: every(Checkpoint.lock))
-        self._time("checkpoint_s", lambda: every(Checkpoint.checkpoint))
-        self.row["gpu_mib_between"] = used_mib()
-        self._time("restore_s", lambda: every(Checkpoint.restore))
-        self._time("unlock_s", lambda: every(Checkpoint.unlock))
-
-    def _time(self, name: str, what: Callable[[], object]) -> None:
-        self.row[name] = timed(what)
-
-
-def play(name: str, way: Way, *, cycles: int) -> dict[str, Any]:
-    """One cold start and its cycles; what was seen, or the error with the end of the server's log."""
-    say(f"== {name}")
-    journal = Journal()
-    golden, recorded = Golden(), Golden(tolerance=0.0)
-    hooks = way.engine.hooks() + Hooks(
-        warmup=(Text(),) if way.engine.dialect.chat_path else (),
-        before_seal=(golden.record,),
-        after_resume=(golden.replay,),
-        observers=(journal,),
-    )
-    result: dict[str, Any] = {"gpu_mib_before": used_mib()}
-    daemon = Daemon(way.engine.profile(), hooks)
-    try:
-        result["start_s"] = timed(daemon.start)
-        result |= {"steps": dict(journal.steps), "gpu_mib": used_mib(), "cycles": []}
-        say(f"cold start: {result}")
-        anyio.run(recorded.record.__call__, daemon.supervised.child)
-        for _ in range(cycles):
-            result["cycles"].append(Cycle(daemon, recorded, checkpoint=way.checkpoint).row)
-            say(f"cycle: {result['cycles'][-1]}")
-    except Exception as error:  # noqa: BLE001  reported
-        result["error"] = f"{type(error).__name__}: {error}"
-        say("\n".join([*journal.lines[-LAST:], result["error"]]))
-    finally:
-        with suppress(Exception):
-            result["stop_s"] = timed(daemon.stop)
-        result |= {"gpu_mib_stopped": used_mib(), "left": gpu_pids()}
-    return result
 
 
 def vllm(python: str, model: Path) -> dict[str, Way]:
-    """vLLM with CUDA graphs, as it is and at both of its sleep levels."""
-    from supervisor.engines.vllm import Vllm
-
-    def engine(sleep: Any, **more: Any) -> Vllm:
-        return Vllm(
-            model=model,
-            binary=(python, "-m", "vllm.entrypoints.cli.main"),
-            served_name="random",
-            max_model_len=4096,
-            gpu_memory_utilization=0.3,
-            sleep=sleep,
-            api_key=KEY,
-            env={"HF_HUB_OFFLINE": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"},
-            **more,
-        )
-
+    """vLLM with CUDA graphs: put aside by us, at both of its sleep levels, and as it is."""
+    engine = partial(vllm_engine, python, model)
     return {
-        "sleep level 1": Way(engine=engine(1)),
-        "sleep level 2": Way(engine=engine(2)),
-        "the driver alone": Way(engine=engine(None)),
+        "our offload": Way(engine=engine(), offload=True),
+        "sleep level 1": Way(engine=engine(sleep=1)),
+        "sleep level 2": Way(engine=engine(sleep=2)),
+        "the driver alone": Way(engine=engine()),
     }
 
 
 def sglang(python: str, model: Path) -> dict[str, Way]:
-    """SGLang with graphs for decoding, as it is and with its memory saver, on kernels that an H200 without nvcc has."""
+    """SGLang with graphs for decoding: put aside by us, with its memory saver, and as it is; without nvcc."""
     from supervisor.engines.sglang import Sglang
 
     def engine(memory_saver: bool) -> Sglang:
@@ -172,14 +80,31 @@ def sglang(python: str, model: Path) -> dict[str, Way]:
             ),
         )
 
-    return {"memory saver": Way(engine=engine(True)), "the driver alone": Way(engine=engine(False))}
+    return {
+        "our offload": Way(engine=engine(False), offload=True),
+        "memory saver": Way(engine=engine(True)),
+        "the driver alone": Way(engine=engine(False)),
+    }
 
 
 def images(python: str, model: Path) -> dict[str, Way]:
     """FLUX.2-klein by diffusers, 1024 x 1024 in 4 steps."""
     from supervisor.engines.images import Images
 
-    return {"the driver alone": Way(engine=Images(python=python, model=model, served_name="random", api_key=KEY))}
+    engine = Images(python=python, model=model, served_name="random", api_key=KEY)
+    return {"our offload": Way(engine=engine, offload=True), "the driver alone": Way(engine=engine)}
+
+
+def made(root: Path, shapes: str, python: str) -> tuple[Path, float]:
+    """The model's folder, written unless it is there, and the seconds that took."""
+    model = root.resolve() / shapes
+    if model.exists():
+        return model, 0.0
+    new = model.with_suffix(".new")
+    script = Path(__file__).with_name("models.py")
+    took_s = timed(lambda: subprocess.run([python, script, shapes, new], check=True))
+    new.rename(model)
+    return model, took_s
 
 
 ENGINES: Final = {"vllm": (vllm, "qwen3"), "sglang": (sglang, "qwen3"), "images": (images, "flux2-klein")}
@@ -196,17 +121,14 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where the numbers go")
     args = parser.parse_args()
     ways, shapes = ENGINES[args.engine]
-    model = args.root.resolve() / shapes
     results: dict[str, Any] = {"gpu": driver.describe(), "engine": args.engine}
-    if not model.exists():
-        made = model.with_suffix(".new")
-        script = Path(__file__).with_name("models.py")
-        results["made_s"] = timed(lambda: subprocess.run([args.python, script, shapes, made], check=True))
-        made.rename(model)
+    model, results["made_s"] = made(args.root, shapes, args.python)
     try:
-        for name, way in ways(args.python, model).items():
-            if not args.only or name in args.only:
-                results[name] = play(name, way, cycles=args.cycles)
+        with tempfile.TemporaryDirectory(prefix="wb-gpu-") as folder:
+            built = library.compiled(Path(folder))
+            for name, way in ways(args.python, model).items():
+                if not args.only or name in args.only:
+                    results[name] = play(name, way, cycles=args.cycles, built=built)
     finally:
         say(json.dumps(results, indent=1))
         if args.json:
