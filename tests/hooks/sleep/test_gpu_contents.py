@@ -68,9 +68,10 @@ def test_chunks_of_zeros_are_not_stored(cuda: Built, tmp_path: Path, zeros: str,
         assert program.done("status")["stored_bytes"] == 0
 
 
-def test_the_host_looks_for_zeros_where_the_driver_cannot_compile_the_kernel(cuda: Built, tmp_path: Path) -> None:
-    """Without a kernel the same chunks are left out."""
-    with engine(cuda, tmp_path / "gpu", env={"FAKE_CUDA_PTX": "1+"}) as program:
+@pytest.mark.parametrize("fault", ["PTX", "LAUNCH"])
+def test_the_host_looks_for_zeros_where_the_kernel_cannot_run(cuda: Built, tmp_path: Path, fault: str) -> None:
+    """A driver that cannot compile it, or cannot launch it: the same chunks are left out."""
+    with engine(cuda, tmp_path / "gpu", env={f"FAKE_CUDA_{fault}": "1+"}) as program:
         fill_all(program)
         answer = program.done("offload")
         assert (answer["zeros"], answer["stored_bytes"]) == ("host", 9 * CHUNK)

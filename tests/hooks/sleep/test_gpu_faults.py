@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ def state(program: Engine) -> str:
         ("STREAM", "cuStreamCreate"),
         ("SYNC_CAPTURE", "cuCtxSynchronize"),
         ("UNMAP", "cuMemUnmap"),
+        ("RELEASE", "cuMemRelease"),
     ],
 )
 @pytest.mark.parametrize("nth", [1, 2])
@@ -132,6 +134,27 @@ def test_a_gpu_that_got_too_full_meanwhile_is_waited_out(cuda: Built, tmp_path: 
         program("free other")
         program.done("reload")
         check(program)
+
+
+def test_an_offload_without_host_memory_names_the_bytes_and_changes_nothing(cuda: Built, tmp_path: Path) -> None:
+    """Where the contents have no room in ordinary memory, they stay on the GPU."""
+    with engine(cuda, tmp_path / "gpu") as program:
+        program(f"alloc large {64 * MIB}")
+        program("fill large random 1")
+        program.done("offload")  # what its threads need is there from now on
+        program.done("reload")
+        program.done("status")  # is answered after what was stored has been given back
+        pages = int(Path(f"/proc/{program.pid}/statm").read_text().split()[0])
+        unlimited = resource.prlimit(program.pid, resource.RLIMIT_AS)
+        limit = pages * resource.getpagesize() + 40 * MIB
+        resource.prlimit(program.pid, resource.RLIMIT_AS, (limit, unlimited[1]))
+        answer = program.ask("offload", threads=1)
+        assert (answer["error"], answer["wanted_bytes"], state(program)) == ("out_of_host_memory", 64 * MIB, "awake")
+        resource.prlimit(program.pid, resource.RLIMIT_AS, unlimited)
+        program("check large")
+        program.done("offload")
+        program.done("reload")
+        program("check large")
 
 
 def test_a_gpu_that_is_not_idle_in_time_keeps_its_memory(cuda: Built, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -76,6 +78,15 @@ def test_the_librarys_thread_takes_no_signal_and_its_socket_is_ours_alone(cuda: 
     finally:
         os.umask(before)
     assert list((tmp_path / "gpu").iterdir()) == []
+
+
+def test_the_socket_of_a_process_that_had_the_same_number_is_replaced(cuda: Built, tmp_path: Path) -> None:
+    """One that was killed leaves its socket behind, and numbers come again."""
+    with engine(cuda, tmp_path / "gpu") as program:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left, contextlib.chdir(program.folder):
+            left.bind(program.address.name)
+        program(f"alloc a {MIB}")
+        assert program.done("status")["pid"] == program.pid
 
 
 def test_a_folder_with_a_long_path_is_no_hindrance(cuda: Built, tmp_path: Path) -> None:
