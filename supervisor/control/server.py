@@ -32,7 +32,7 @@ async def serve(subject: Subject) -> None:
     """Listens for commands until cancelled. Never raises: what prevents it is a notice, and the server runs without."""
     try:
         listening = folder.listening()
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001  whatever it is, the server starts
         subject.notice(f"`supervise sleep` and `wake` will not find this server: {error}")
         return
     try:

@@ -69,7 +69,9 @@ def test_signals_seal_and_resume() -> None:
             "contract",
         ]
         process.send_signal(signal.SIGUSR1)
-        assert "cannot seal while sealed" in events_until(process, "supervision.notice")[-1]["detail"]
+        notice = events_until(process, "supervision.notice")[-1]
+        assert "cannot seal while sealed" in notice["detail"]
+        assert notice["elapsed_s"] >= sealing[-1]["elapsed_s"]
         process.send_signal(signal.SIGUSR2)
         resuming = events_until(process, "child.resumed")
         assert [event["step"] for event in resuming if event["event"] == "step.passed"] == ["golden text replay"]

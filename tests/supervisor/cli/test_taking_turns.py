@@ -48,7 +48,18 @@ def start(cuda: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     with ExitStack() as stack:
 
         def begin(name: str) -> tuple[Any, str]:
-            argv = ("exec", "--name", name, "--log-format", "json", "--gpu-memory", "offload", "--golden", "text")
+            argv = (
+                "exec",
+                "--name",
+                name,
+                "--log-format",
+                "json",
+                "--gpu-memory",
+                "offload",
+                "--golden",
+                "text",
+                "--contract",
+            )
             process = stack.enter_context(supervise(*argv, *options, "--", *command))
             return process, events_until(process, "child.ready")[-1]["url"]
 
