@@ -6,8 +6,10 @@ import hashlib
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 import httpx
@@ -123,7 +125,14 @@ class Host:
         return cls(home, [sys.executable, "-I", "-S", str(FAKE)], *faults)
 
     @classmethod
-    def with_gpu(cls, home: Path, cuda: Built, *flags: str, library: bytes | None = None, **variables: str) -> Self:
+    def with_gpu(
+        cls,
+        home: Path,
+        cuda: Built,
+        *flags: str,
+        library: bytes | None = None,
+        faults: Mapping[str, str] = MappingProxyType({}),
+    ) -> Self:
         """A host whose binary is the fake server with weights in the GPU memory of a driver without a GPU.
 
         Args:
@@ -131,10 +140,10 @@ class Host:
             cuda: that driver.
             flags: of the fake server, in front of those of the profile.
             library: in the build, beside the server; None: the one that is tested.
-            variables: of the server's environment, such as the driver's faults.
+            faults: of the driver, by their names in `fakes/cuda/stub.h`.
         """
-        found = {"LD_LIBRARY_PATH": str(cuda.folder), **variables}
-        env = ["env", *(f"{name}={value}" for name, value in found.items())]
+        given = [f"FAKE_CUDA_{name}={value}" for name, value in faults.items()]
+        env = ["env", f"LD_LIBRARY_PATH={cuda.folder}", *given]
         engine = ["--gpu-engine", str(cuda.engine), *flags]
         command = [*env, sys.executable, "-I", "-S", str(FAKE), *engine]
         return cls(home, command, library=cuda.library.read_bytes() if library is None else library)

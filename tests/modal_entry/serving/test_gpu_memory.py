@@ -82,16 +82,17 @@ def damage(host: Host) -> int:
 @pytest.mark.parametrize(
     ("flags", "fault", "why"),
     [
-        ((), "1", "the answer is not the recorded one"),
-        (("--signal-after-requests", "4"), "0", "the child was killed by SIGKILL"),
+        ((), {"FLIP_IN": "1"}, "the answer is not the recorded one"),
+        ((), {"CREATE": "1+"}, "exited with code 1 during loading"),
+        (("--signal-after-requests", "4"), {}, "the child was killed by SIGKILL"),
     ],
-    ids=["wrong-answer", "death"],
+    ids=["wrong-answer", "no-memory-for-it", "death"],
 )
 def test_a_server_that_fails_its_self_check_is_replaced_before_the_seal(
-    plane: ControlPlane, cuda: Built, tmp_path: Path, flags: tuple[str, ...], fault: str, why: str
+    plane: ControlPlane, cuda: Built, tmp_path: Path, flags: tuple[str, ...], fault: dict[str, str], why: str
 ) -> None:
-    """Wrong once its memory went and came back in place, or dead: a cold start without the library is sealed."""
-    here = Host.with_gpu(tmp_path, cuda, *flags, FAKE_CUDA_FLIP_IN=fault)
+    """Wrong once its memory went and came back in place, or dead with it: one without the library is sealed."""
+    here = Host.with_gpu(tmp_path, cuda, *flags, faults=fault)
     with here.container(plane) as container:
         container.checkpoint()
         container.line("child.sealed")
