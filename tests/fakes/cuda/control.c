@@ -10,7 +10,7 @@
 
 static const char *const FAULT_NAMES[FAULTS] = {
     "RESERVE", "CREATE", "MAP",    "ACCESS", "UNMAP", "RELEASE", "DTOH",      "HTOD",         "FLIP_OUT",
-    "FLIP_IN", "LAUNCH", "PINNED", "STREAM", "PTX",   "NO_VMM",  "SYNC_HANG", "SYNC_CAPTURE", "SLOW_COPY_US",
+    "FLIP_IN", "LAUNCH", "PINNED", "STREAM", "PTX",   "NO_VMM",  "SYNC_HANG", "SYNC_CAPTURE", "DIRTY", "SLOW_COPY_US",
 };
 static struct {
     long at, seen;

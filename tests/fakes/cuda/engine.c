@@ -24,6 +24,7 @@
 int cudaMalloc(void **memory, size_t bytes);
 int cudaFree(void *memory);
 int cudaMemcpy(void *to, const void *from, size_t bytes, int kind);
+int cudaMemset(void *memory, int value, size_t bytes);
 int cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes);
 int cudaSetDevice(int device);
 int cudaDeviceEnablePeerAccess(int peer, unsigned flags);
@@ -243,7 +244,7 @@ static int stranger_hears(const char *folder, const char *name, uid_t user) {
 
 #define SAY(...) snprintf(answer, room, __VA_ARGS__)
 
-/* Obey one line. alloc NAME BYTES [DEVICE [driver]] | free NAME | fill NAME KIND SEED | check NAME | touch NAME |
+/* Obey one line. alloc NAME BYTES [DEVICE [driver]] | free NAME | fill NAME KIND SEED | set NAME | check NAME | touch NAME |
  * read NAME DEVICE | info DEVICE | peer FROM TO [off] | ipc NAME [driver] | churn THREADS (0 ends it) | flip NAME OFFSET |
  * fault NAME VALUE | number FUNCTION | fork | stranger FOLDER NAME USER */
 PUBLIC void run_command(const char *line, char *answer, size_t room) {
@@ -297,6 +298,11 @@ PUBLIC void run_command(const char *line, char *answer, size_t room) {
         snprintf(named->kind, sizeof named->kind, "%.15s", b);
         named->seed = strtoull(c, NULL, 10);
         result = fill(named);
+        SAY(result ? "error %d" : "ok", result);
+    } else if (!strcmp(what, "set")) { /* work that may still be under way when the call is back */
+        snprintf(named->kind, sizeof named->kind, "ones");
+        cudaSetDevice(named->device);
+        result = cudaMemset(named->address, 0xFF, named->bytes);
         SAY(result ? "error %d" : "ok", result);
     } else if (!strcmp(what, "check")) {
         long long bad;

@@ -184,6 +184,7 @@ PUBLIC CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) {
     } else {
         char *start = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (start == MAP_FAILED) abort();
+        memset(start, 0xA5, bytes < GRANULARITY ? bytes : 0); /* nobody promises zeros */
         add(&plain, start, size, context->device, NULL);
         *address = (uintptr_t)start;
     }
@@ -267,6 +268,7 @@ PUBLIC CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes, 
     int device = prop->location.id;
     if (device < 0 || device >= device_count()) return CUDA_ERROR_INVALID_DEVICE;
     if (fault_hits(FAULT_CREATE)) return CUDA_ERROR_OUT_OF_MEMORY;
+    bool dirty = fault_hits(FAULT_DIRTY);
     CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
     pthread_rwlock_wrlock(&lock);
     if (take(device, bytes)) {
@@ -274,6 +276,10 @@ PUBLIC CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes, 
         *made = (struct physical){.next = physicals, .bytes = bytes, .device = device, .references = 1, .handle_open = true};
         made->descriptor = memfd_create("fake-cuda", MFD_CLOEXEC);
         if (made->descriptor < 0 || ftruncate(made->descriptor, (off_t)bytes)) abort();
+        char dirt[4096];
+        memset(dirt, 0xA5, sizeof dirt);
+        for (size_t at = 0; dirty && at < bytes; at += sizeof dirt)
+            if (pwrite(made->descriptor, dirt, sizeof dirt, (off_t)at) != (ssize_t)sizeof dirt) abort();
         physicals = made;
         *handle = (uintptr_t)made;
         result = CUDA_SUCCESS;

@@ -93,6 +93,7 @@ enum fault {
     FAULT_NO_VMM,       /* the device has no virtual memory management */
     FAULT_SYNC_HANG,    /* cuCtxSynchronize returns only when the fault is taken back */
     FAULT_SYNC_CAPTURE, /* cuCtxSynchronize refuses because a stream is being captured */
+    FAULT_DIRTY,        /* what cuMemCreate gives has somebody's bytes in it, not zeros */
     FAULT_SLOW_COPY_US, /* a number: microseconds that every asynchronous copy takes */
     FAULTS
 };

@@ -14,6 +14,7 @@ from fakes.cuda.program import MIB, Engine, EngineFailed, engine
 CHUNK = 2 * MIB
 CONTEXT = 16 * MIB  # what the stub's own context takes
 PATTERNS = ("random", "zeros", "holes", "ones", "first", "last")
+DIRTY = {"FAKE_CUDA_DIRTY": "1+"}  # new physical memory is not all zeros, as on a GPU that somebody else has used
 ODD = 5 * MIB + 12_345  # three chunks, the last of which the engine uses in part
 
 
@@ -32,7 +33,7 @@ def check_all(program: Engine) -> None:
 
 def test_contents_are_equal_after_an_offload_and_a_reload(any_cuda: Built, tmp_path: Path) -> None:
     """Patterns, odd sizes, both APIs; twice over, with other threads and chunks; no sanitizer reports anything."""
-    with engine(any_cuda, tmp_path / "gpu") as program:
+    with engine(any_cuda, tmp_path / "gpu", env=DIRTY) as program:
         fill_all(program)
         for options in ({}, {"threads": 3, "chunk_bytes": 65536, "zeros": "host"}):
             assert program.done("offload", **options)["allocations"] == len(PATTERNS)
@@ -45,7 +46,7 @@ def test_contents_are_equal_after_an_offload_and_a_reload(any_cuda: Built, tmp_p
 
 def test_a_python_program_has_the_same_memory_too(cuda: Built, tmp_path: Path) -> None:
     """A runtime that Python loaded for one library alone is caught, and its contents come back."""
-    with engine(cuda, tmp_path / "gpu", python=True) as program:
+    with engine(cuda, tmp_path / "gpu", env=DIRTY, python=True) as program:
         fill_all(program)
         assert program.done("offload")["allocations"] == len(PATTERNS)
         program.done("reload")
@@ -97,6 +98,24 @@ def held(program: Engine) -> list[Path]:
     """Physical memory of the stub that the process has open."""
     links = Path(f"/proc/{program.pid}/fd").iterdir()
     return [link for link in links if "fake-cuda" in str(link.readlink())]
+
+
+def test_work_that_is_under_way_is_waited_for(cuda: Built, tmp_path: Path) -> None:
+    """Before memory goes, and before it is freed: what the server has begun is neither lost nor an illegal access."""
+    with engine(cuda, tmp_path / "gpu") as program:
+        program("alloc small 4096")
+        program("fill small random 1")
+        for name in ("a", "b"):
+            program(f"alloc {name} {3 * MIB}")
+        program("set a")
+        program.done("offload", zeros="none")
+        program("check small")
+        program.done("reload")
+        program("check a")
+        program("set b")
+        program("free b")
+        program("check small")
+        program("check a")
 
 
 def test_both_ways_are_idempotent(cuda: Built, tmp_path: Path) -> None:
