@@ -66,7 +66,11 @@ class Built:
 
 def build_once(tmp_path_factory: pytest.TempPathFactory, kind: str = "plain") -> Built:
     """What `build` makes, made once for all workers of a test run."""
-    base = tmp_path_factory.getbasetemp()
+    return build_below(tmp_path_factory.getbasetemp(), kind)
+
+
+def build_below(base: Path, kind: str = "plain") -> Built:
+    """The same, by the folder in which this worker's tests have theirs."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # common to the workers
     folder = base / f"fake-cuda-{kind}"

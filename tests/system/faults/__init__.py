@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from system.faults.before_spawn import BEFORE_SPAWN
 from system.faults.fault import MOMENTS, TOKEN, Fault
+from system.faults.gpu_memory import GPU_MEMORY
 from system.faults.images import IMAGES
 from system.faults.loading import LOADING
 from system.faults.ready import READY
@@ -34,6 +35,7 @@ MATRIX: tuple[Fault, ...] = (
     *VLLM,
     *ROUTER,
     *IMAGES,
+    *GPU_MEMORY,
 )
 
 

@@ -83,7 +83,10 @@ class Fault:
     def build(self, tmp: Path) -> tuple[Profile, Hooks]:
         """What all stages but `supervise exec` supervise."""
         fields = {"stop": Stop(grace_s=5, drain_s=1), **self.profile}
-        fields["env"] = {TOKEN: str(tmp), **fields.get("env", {})}
+        env = {
+            name: fill(value, tmp) if isinstance(value, str) else value for name, value in fields.get("env", {}).items()
+        }
+        fields["env"] = {TOKEN: str(tmp), **env}
         fields["weights"] = tuple(fill(word, tmp) for word in fields.get("weights", ()))
         hooks = self.hooks(tmp)
         if self.pulse:

@@ -111,6 +111,11 @@ def _ask(scene: Scene) -> None:
         ask(scene.url)
 
 
+def _flip(scene: Scene) -> None:
+    """A bit of the GPU memory that was put aside."""
+    httpx.post(f"{scene.url}/damage", trust_env=False).raise_for_status()
+
+
 def _ask_forever(scene: Scene) -> None:
     def wait() -> None:
         with contextlib.suppress(httpx.TransportError):
@@ -150,6 +155,7 @@ ACTS: Mapping[str, Callable[[Scene], None]] = {
     "kill": _kill,
     "kill vital": _kill_vital,
     "kill worker": _kill_worker,
+    "flip": _flip,
     "kill model": partial(_of_a_router, does="kill", model="sea"),
     "unload": partial(_of_a_router, does="unload", model="sea"),
     "evict": partial(_of_a_router, does="ask", model="hill"),

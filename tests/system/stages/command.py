@@ -34,7 +34,7 @@ from mine import deployment
 from supervisor import Daemon
 from supervisor.logs.sink import Sink
 profile, hooks = deployment()
-with Sink(sys.stderr, "json") as sink, Daemon(profile, replace(hooks, observers=(sink,))) as daemon:
+with Sink(sys.stderr, "json") as sink, Daemon(profile, replace(hooks, observers=(*hooks.observers, sink))) as daemon:
     for line in sys.stdin:
         getattr(daemon, line.strip())()
         print(line.strip(), flush=True)

@@ -41,7 +41,7 @@ class Api(Scene):
 
     def begin(self) -> None:
         profile, hooks = self.fault.build(self.tmp)
-        self._portal.start_task_soon(self._main, profile, replace(hooks, observers=(self.observe,)))
+        self._portal.start_task_soon(self._main, profile, replace(hooks, observers=(*hooks.observers, self.observe)))
         until(lambda: self._scope)
 
     def stop(self) -> None:
@@ -63,7 +63,7 @@ class InDaemon(Scene):
 
     def begin(self) -> None:
         profile, hooks = self.fault.build(self.tmp)
-        self._daemon = Daemon(profile, replace(hooks, observers=(self.observe,)))
+        self._daemon = Daemon(profile, replace(hooks, observers=(*hooks.observers, self.observe)))
         threading.Thread(target=self._start, daemon=True).start()
         self.extras.callback(self._daemon.stop)
 
