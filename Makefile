@@ -15,7 +15,7 @@ SOAK_ARGS ?=
 ENGINES ?=
 ENGINES_ARGS ?= --lanes 2
 
-.PHONY: up test faults engines soak lint rehearse sandbox deploy-dry clean
+.PHONY: up test faults engines soak lint rehearse sandbox compiler deploy-dry clean
 
 up: $(SERVING)
 	$(BIN)/supervise run local --port $(PORT)
@@ -46,6 +46,10 @@ rehearse: $(SERVING) sandbox
 # gVisor, for rehearsals; tests of those are skipped without it.
 sandbox:
 	@command -v runsc >/dev/null || { set -x; apt-get update -qq && apt-get install -qq -y --no-install-recommends runsc; }
+
+# A C compiler, for the library that moves GPU memory; tests of it are skipped without one.
+compiler:
+	@command -v cc >/dev/null || { set -x; apt-get update -qq && apt-get install -qq -y --no-install-recommends gcc libc6-dev; }
 
 # What Modal would receive, from Modal's own CLI, without an account.
 deploy-dry: $(TOOLS)

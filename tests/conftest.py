@@ -36,6 +36,7 @@ def pytest_unconfigure() -> None:
 ROOT_RIGHTS = os.geteuid() == 0
 NEEDS = {
     "root": (ROOT_RIGHTS, "root: needs root's rights"),
+    "compiler": (shutil.which("cc") is not None, "compiler: needs a C compiler (cc)"),
     "sandbox": (ROOT_RIGHTS and shutil.which("runsc") is not None, "sandbox: needs gVisor's runsc and root's rights"),
 }
 

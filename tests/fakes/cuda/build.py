@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,8 @@ def build_below(base: Path, kind: str = "plain") -> Built:
 
 def build(folder: Path, kind: str = "plain") -> Built:
     """Compile all of it into `folder`; the commands run beside each other as far as they can."""
+    if shutil.which("cc") is None:
+        pytest.skip("compiler: needs a C compiler (cc)")  # the words of tests/conftest.py
     common = (
         "-std=c11",
         "-O1",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from fakes.cuda.build import SOURCES
 
 
+@pytest.mark.compiler
 def test_checksums_are_those_of_the_definition(tmp_path: Path) -> None:
     """Known values, all kinds of lengths and places, in one go and continued; without undefined behaviour."""
     program = tmp_path / "check"

@@ -288,6 +288,7 @@ def test_what_the_loader_cannot_take(tmp_path: Path) -> None:
         assert "LD_PRELOAD cannot name" in (build.load_error(tmp_path / name) or "")
 
 
+@pytest.mark.compiler
 @pytest.mark.timeout(120)
 def test_the_packaged_sources_build_and_load(cache: Path, tmp_path: Path) -> None:
     """With the machine's own compiler; and the loader takes what comes out."""

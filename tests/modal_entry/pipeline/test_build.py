@@ -25,7 +25,7 @@ from modal_entry.pipeline.patches import PatchDoesNotApply
 from supervisor.errors import ProfileError
 from support import DATA, ROOT, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.compiler, pytest.mark.timeout(120)]
 
 CMAKE = """\
 cmake_minimum_required(VERSION 3.16)

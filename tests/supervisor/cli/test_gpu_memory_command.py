@@ -42,6 +42,7 @@ def of_exec(*options: str, command: tuple[str, ...]) -> tuple[Any, ...]:
     return sealed_way(profile, hooks, given)
 
 
+@pytest.mark.compiler
 def test_the_library_is_built_where_it_is_wanted(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_server_starts_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> 
     assert hooks.sleep  # a sleep is refused in words, instead of being none
 
 
+@pytest.mark.compiler
 def test_offload_makes_the_golden_answers_its_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library is built if need be and preloaded, the memory goes last and comes back first, on this host."""
     monkeypatch.setattr(build, "_compile", lambda _, beside: beside.touch())
