@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,7 @@ enum { LINE_BYTES = 1024, PATIENCE_S = 5, MAX_THREADS = 64, RETRY_MS = 100 };
 #define CHUNK_UNIT ((double)(64 << 10))
 
 static int listener = -1;
+static atomic_int asker = -1; /* the connection that is being served */
 static char path[4096];
 
 /* A number in a range; false: it is there and is none. */
@@ -139,7 +141,9 @@ static void *serve(void *unused) {
     for (;;) {
         int connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
         if (connection >= 0) {
+            atomic_store(&asker, connection);
             serve_one(connection);
+            atomic_store(&asker, -1);
             close(connection);
             give_back();
         } else if (errno != EINTR && errno != ECONNABORTED)
@@ -197,7 +201,9 @@ bool server_start(const char *folder) {
 void server_forget(void) {
     if (listener >= 0)
         close(listener);
-    listener = -1;
+    if (asker >= 0)
+        close(asker); /* or whoever asked would wait for the child too, should we die */
+    listener = asker = -1;
     path[0] = '\0';
 }
 

@@ -1,4 +1,4 @@
-/* The control socket of a process with GPU memory: see README.md beside this for what it speaks. */
+/* The control socket of a process with GPU memory, which speaks a line of JSON each way. */
 #ifndef WARMBOOT_SERVER_H
 #define WARMBOOT_SERVER_H
 
@@ -7,7 +7,7 @@
 /* Listen on `<folder>/<pid>.sock` on a thread of its own; false: that cannot be, and errno says why. */
 bool server_start(const char *folder);
 
-/* Forget the listener, in a fork. */
+/* Forget the listener and the connection, in a fork. */
 void server_forget(void);
 
 #endif

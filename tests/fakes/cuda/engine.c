@@ -6,6 +6,7 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -13,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -222,6 +224,17 @@ static int child_allocates(void) {
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
+/* A worker that does nothing, until its parent has ended. */
+static int lingering_child(void) {
+    pid_t child = fork();
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        pause();
+        _exit(0);
+    }
+    return child;
+}
+
 /* How many bytes the library answers to a process of another user; -1: it cannot even connect. */
 static int stranger_hears(const char *folder, const char *name, uid_t user) {
     pid_t child = fork();
@@ -246,7 +259,7 @@ static int stranger_hears(const char *folder, const char *name, uid_t user) {
 
 /* Obey one line. alloc NAME BYTES [DEVICE [driver]] | free NAME | fill NAME KIND SEED | set NAME | check NAME | touch NAME |
  * read NAME DEVICE | info DEVICE | peer FROM TO [off] | ipc NAME [driver] | churn THREADS (0 ends it) | flip NAME OFFSET |
- * fault NAME VALUE | number FUNCTION | fork | stranger FOLDER NAME USER */
+ * fault NAME VALUE | number FUNCTION | fork | linger | stranger FOLDER NAME USER */
 PUBLIC void run_command(const char *line, char *answer, size_t room) {
     char what[32] = "", a[256] = "", b[32] = "", c[32] = "", d[32] = "";
     sscanf(line, "%31s %255s %31s %31s %31s", what, a, b, c, d);
@@ -287,6 +300,8 @@ PUBLIC void run_command(const char *line, char *answer, size_t room) {
         SAY("ok %ld", stub_number(a));
     } else if (!strcmp(what, "fork")) {
         SAY("ok %d", child_allocates());
+    } else if (!strcmp(what, "linger")) {
+        SAY("ok %d", lingering_child());
     } else if (!strcmp(what, "stranger")) {
         SAY("ok %d", stranger_hears(a, b, (uid_t)atoi(c)));
     } else if (!named) {

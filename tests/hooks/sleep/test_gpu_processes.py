@@ -6,12 +6,13 @@ import contextlib
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fakes.cuda.build import Built
-from fakes.cuda.program import MIB, Engine, engine
+from fakes.cuda.program import MIB, Engine, engine, environment
 from support import until
 
 EXPORTED = {
@@ -43,6 +44,15 @@ def test_only_what_the_library_stands_in_front_of_is_visible(cuda: Built) -> Non
     needed = subprocess.run(["readelf", "-d", cuda.library], capture_output=True, text=True, check=True).stdout
     names = {line.split("[")[1].split(".")[0] for line in needed.splitlines() if "NEEDED" in line}
     assert names <= {"libc", "libdl", "libpthread", "ld-linux-x86-64", "ld-linux-aarch64"}
+
+
+@pytest.mark.parametrize("program", [["cc", "--version"], [sys.executable, "-c", "import subprocess; print(1)"]])
+def test_programs_without_cuda_do_not_notice_it(cuda: Built, tmp_path: Path, program: list[str]) -> None:
+    """Everything below a server is preloaded too: its compilers, its shells, its Python."""
+    env = environment(cuda, tmp_path)
+    env["LD_LIBRARY_PATH"] = ""
+    done = subprocess.run(program, env=env, capture_output=True, text=True, check=True)
+    assert (done.stderr, list(tmp_path.iterdir())) == ("", [])
 
 
 def test_without_the_variable_nothing_is_caught(cuda: Built, tmp_path: Path) -> None:
@@ -147,6 +157,22 @@ def test_a_fork_of_a_process_that_has_not_used_the_gpu_has_a_socket_of_its_own(c
         (left,) = (tmp_path / "gpu").iterdir()  # the child ended without its destructors
         assert left != program.address
         assert len(threads(program)) == 1
+
+
+def test_a_fork_in_the_middle_of_a_request_holds_nobody_up(cuda: Built, tmp_path: Path) -> None:
+    """Who asked learns at once that the process has ended, although its fork lives on."""
+    with engine(cuda, tmp_path / "gpu", env={"FAKE_CUDA_SLOW_COPY_US": "30000"}, code=-9) as program:
+        program(f"alloc a {40 * MIB}")
+        program("fill a random 1")
+        with program.connect() as connection:
+            connection.sendall(b'{"op": "offload", "threads": 2}\n')
+            until(lambda: len(list(Path(f"/proc/{program.pid}/task").iterdir())) > 2)
+            child = Path(f"/proc/{program('linger')}/fd")
+            try:
+                until(lambda: not [link for link in child.iterdir() if "socket" in str(link.readlink())])
+            finally:
+                program.process.kill()
+            assert connection.recv(1) == b""
 
 
 @pytest.mark.parametrize("way", ["offload", "reload"])
