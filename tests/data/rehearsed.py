@@ -11,7 +11,7 @@ from pathlib import Path
 from hooks.contract import SnapshotContract
 from hooks.golden import Golden
 from hooks.sleep import GpuMemory
-from hooks.warmup.steps import Text
+from hooks.warmup.steps import Ping, Text
 from supervisor import Child, Health, Hooks, Liveness, Profile, Secret, Timeouts
 from supervisor.engines import embedded
 from supervisor.steps import step
@@ -73,8 +73,14 @@ asyncio_server = Profile(name="asyncio", command=(sys.executable, "-c", ASYNCIO,
 sealed_off = replace(asyncio_server, command=(sys.executable, "-I", "-c", ASYNCIO, "{port}"))
 
 
+def one_thread() -> tuple[Profile, Hooks]:
+    """The profile `local`, but for its threads: in gVisor, those that wait for each other take most of the time."""
+    engine = embedded.Embedded(settings={"threads": 1})
+    return engine.profile(), replace(engine.hooks(), warmup=(Text(),), liveness=(Ping(),))
+
+
 def mmap() -> tuple[Profile, Hooks]:
     """Gemma 3 270M with its weights mapped, as llama-server does unless told otherwise; no restart may repair them."""
     hooks = Hooks(before_start=(embedded.AssembleModel(),), warmup=(Text(),))
-    profile = embedded.profile(load="mmap")
+    profile = embedded.profile(load="mmap", threads=1)
     return replace(profile, restart=replace(profile.restart, policy="on-resume", max_restarts=0)), hooks

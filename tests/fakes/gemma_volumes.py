@@ -24,7 +24,8 @@ def make(home: Path) -> None:
     tiny_gemma4.build(folder / SHEET.weights)
     tiny_gemma4.build_mmproj(folder / SHEET.mmproj)
     Marker.of(folder, (SHEET.weights, SHEET.mmproj), repo=SHEET.repo, revision=SHEET.revision).save(folder)
-    command = f'#!/bin/sh\nexec {sys.executable} -m supervisor.engines.embedded "$@"\n'
+    # One thread: in gVisor, threads that wait for each other take most of the time.
+    command = f'#!/bin/sh\nexec {sys.executable} -m supervisor.engines.embedded "$@" --threads 1\n'
     build = write_build(home / "builds", SHEET.llama_cpp_tag, command)
     Releases(root=home / "builds", environment="main", app=SHEET.app).promote(build.name)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SPECS = ROOT / "tests" / "data" / "rehearsed.py"
 FAKE = f"{SPECS}:fake"
 MMAP = f"{SPECS}:mmap"
+ONE_THREAD = f"{SPECS}:one_thread"
 in_sandbox = pytest.mark.sandbox
 pytestmark = pytest.mark.slow
 SECRETS = {"HF_TOKEN": "hf_planted_and_not_needed", "MODAL_TOKEN_SECRET": "as-planted-and-not-needed"}
@@ -97,7 +98,7 @@ def scratch(folder: Path) -> set[Path]:
 @pytest.mark.timeout(300)
 def test_a_real_engine_survives(rehearse: Callable[..., Rehearsal]) -> None:
     """Real llama.cpp without mmap: a drifted weight file is harmless, and a restore is sooner than a cold start."""
-    done = rehearse("local", "--drift", "weights")
+    done = rehearse(ONE_THREAD, "--drift", "weights")
     assert done.status == 0, done.out + done.err
     assert done.verdicts() == ("passed", "passed")
     assert done.report["healed"] == ""
