@@ -89,9 +89,12 @@ def _one(which: str) -> Found:
 
 
 def _names(found: Found) -> set[str]:
-    if found.status is None:
-        return {str(found.supervisor_pid)}
-    return {found.status.name, str(found.status.supervisor_pid), str(found.status.pid)}
+    status, names = found.status, {str(found.supervisor_pid)}
+    if status is not None:
+        names |= {status.name, str(status.supervisor_pid)}
+    if status is not None and status.pid is not None:
+        names.add(str(status.pid))
+    return names
 
 
 def _told(outcome: Outcome) -> str:

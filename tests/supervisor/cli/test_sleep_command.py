@@ -78,8 +78,8 @@ def test_sleep_and_wake_by_name_and_by_pid(runtime: Path, command: Command) -> N
     assert not list(runtime.iterdir())
 
 
-def test_who_is_meant_must_be_clear(command: Command) -> None:
-    """An unknown name and one that two servers have are refused with the list of what runs."""
+def test_who_is_meant_must_be_clear(runtime: Path, command: Command) -> None:
+    """An unknown name and one that two servers have are refused with a list of what runs; the killed do not count."""
     status, _, err = command("sleep", "one")
     assert status == 2
     assert "None runs now" in err
@@ -92,54 +92,31 @@ def test_who_is_meant_must_be_clear(command: Command) -> None:
             assert all(f"one (pid {pid}, supervisor" in err for pid in pids)
         assert command("sleep", str(pids[1]))[0] == 0
         assert command("wake", str(second.pid))[0] == 0
-        assert (stop(first)["exit_status"], stop(second)["exit_status"]) == (0, 0)
-
-
-@pytest.mark.parametrize("restart", ["never", "on-resume"])
-def test_a_server_that_died_asleep(restart: str, command: Command) -> None:
-    """Where it may be restarted the wake starts it anew; else the wake fails, and the supervision ends, in words."""
-    with supervise(*exec_json(options=("--name", "one", "--restart", restart))) as process:
-        at = ready(process)
+        first.kill()
+        first.wait()
+        until(lambda: not alive(pids[0]))
+        assert (runtime / "warmboot" / f"{first.pid}.sock").exists()
         assert command("sleep", "one")[0] == 0
-        os.kill(at["pid"], signal.SIGKILL)
-        until(lambda: not alive(at["pid"]))
-        status, out, err = command("wake", "one")
-        if restart == "never":
-            assert status == 1
-            assert "was killed by SIGKILL" in err
-            assert "Not restarted" in err
-            assert events_until(process, "supervise.exit")[-1]["exit_status"] == 1
-        else:
-            assert status == 0
-            assert "a cold start has replaced the process that slept" in out
-            assert stop(process)["exit_status"] == 0
+        assert stop(second)["exit_status"] == 0
 
 
-def test_a_refused_sleep_leaves_the_server_awake(tmp_path: Path, command: Command) -> None:
-    """A broken contract is said with its finding and ends the command with 4; the server serves on."""
-    (held := tmp_path / "held").write_bytes(b"x")
-    flags = ("--hold-open", str(held), "--unlink-open")
-    with supervise(*exec_json(*flags, options=("--name", "one", "--contract"))) as process:
-        at = ready(process)
-        status, _, err = command("sleep", "one")
-        assert status == 4
-        assert "stale-file" in err
-        assert httpx.get(f"{at['url']}/health").status_code == 200
-        assert stop(process)["exit_status"] == 0
+def test_a_server_that_died_asleep(command: Command) -> None:
+    """The wake starts it anew within the restart budget; beyond it the wake fails in words, and it all ends."""
+    options = ("--name", "one", "--restart", "on-resume", "--max-restarts", "1")
+    with supervise(*exec_json(options=options)) as process:
 
+        def wake_dead() -> tuple[int, str, str]:
+            pid = ready(process)["pid"]
+            assert command("sleep", "one")[0] == 0
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: not alive(pid))
+            return command("wake", "one")
 
-def test_a_killed_supervisor_leaves_nothing_to_stumble_over(runtime: Path, command: Command) -> None:
-    """Its socket stays behind, is no server to anybody, and goes when the next supervisor starts."""
-    with supervise(*exec_json(options=("--name", "one"))) as process:
-        at = ready(process)
-        process.kill()
-        process.wait()
-        until(lambda: not alive(at["pid"]))
-    stale = runtime / "warmboot" / f"{process.pid}.sock"
-    assert stale.exists()
-    assert "None runs now" in command("wake", "one")[2]
-    with supervise(*exec_json(options=("--name", "one"))) as process:
-        ready(process)
-        assert not stale.exists()
-        assert command("sleep", "one")[0] == 0
-        assert stop(process)["exit_status"] == 0
+        status, out, _ = wake_dead()
+        assert status == 0
+        assert "a cold start has replaced the process that slept" in out
+        status, _, err = wake_dead()
+        assert status == 1
+        assert "was killed by SIGKILL" in err
+        assert "Not restarted" in err
+        assert events_until(process, "supervise.exit")[-1]["exit_status"] == 1
