@@ -92,7 +92,7 @@ async def offload_all(folder: Path, pids: Iterable[int], *, threads: int, verify
     if failures:
         # Of one that broke off in the middle nobody knows how far it came.
         _, stuck = await _ask_all(paths, partial(client.reload, threads=threads))
-        _raise(failure for failure in stuck.values() if not isinstance(failure, Unreachable))
+        _raise(failure for failure in stuck.values() if not isinstance(failure, Unreachable | NothingCaught))
         _raise(failures.values())
     return AllMoved(moved=tuple(moved.values()), took_s=time.monotonic() - began)
 

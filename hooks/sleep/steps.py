@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Final
 from hooks.sleep.accounting import REMEDY, TOLERANCE_BYTES, escaped, spread
 from hooks.sleep.folder import folder_of
 from hooks.sleep.moving import look, offload_all, reload_all
-from hooks.sleep.offload.errors import CudaFailed, GpuMemoryError, OutOfGpuMemory, OutOfHostMemory
+from hooks.sleep.offload.errors import (
+    CudaFailed,
+    GpuMemoryError,
+    NothingCaught,
+    OutOfGpuMemory,
+    OutOfHostMemory,
+)
 from supervisor import events
 from supervisor.errors import StillAsleep
 
@@ -40,6 +46,10 @@ NO_FOLDER: Final = (
 _NOTHING: Final = (
     "A server that uses no GPU has no such memory; else its CUDA runtime may be linked statically, or its allocator be "
     "one of its own."
+)
+_IPC: Final = (
+    "memory that can be put aside cannot be shared with another process. Where the server needs that, leave its memory "
+    'to the platform: gpu_memory="driver"'
 )
 
 
@@ -182,7 +192,7 @@ class _Moving:
         pids = tuple(status.pid for status in holders)
         try:
             moved = await offload_all(folder, pids, threads=self.threads, verify=self.verify, idle_s=self.idle_s)
-        except (OutOfHostMemory, CudaFailed) as error:
+        except (OutOfHostMemory, CudaFailed, NothingCaught) as error:
             if error.operation != "offload" or not self.for_snapshot:
                 raise
             self._leave(child, memory, error.summary)
@@ -230,6 +240,9 @@ class SelfCheck(_Moving):
                 self._leave(child, memory, words)
                 return
             child.tell(events.Notice(detail=f"GPU memory that stays on the GPU: {words}"))
+        if refused := sum(status.ipc_refused for status in holders):
+            words = f"CUDA IPC of GPU memory was refused to the server {refused} times: {_IPC}"
+            child.tell(events.Notice(detail=words))
         for proof in self.proof:
             await proof(child)
         if await self._put_aside(child, memory, folder, holders) is None:

@@ -26,6 +26,7 @@ NOT_IDLE = {"ok": False, "error": "not_idle", "detail": "30 s"}
 NO_ROOM = {"ok": False, "error": "out_of_host_memory", "wanted_bytes": 5 * GIB}
 FULL = {"ok": False, "error": "out_of_gpu_memory", "device": 0, "wanted_bytes": 5 * GIB, "free_bytes": GIB}
 REFUSED = {"ok": False, "error": "cuda", "call": "cuMemMap", "code": 999, "name": "CUDA_ERROR_UNKNOWN"}
+OFF = {"ok": False, "error": "off", "detail": "no room for chunks"}
 CHUNK = {"device": 0, "address": "0x7f0000", "bytes": 4096}
 WRONG = {"ok": False, "error": "checksum", "damaged_chunks": 1, "damaged": [CHUNK]}
 
@@ -126,7 +127,7 @@ async def test_an_undo_that_fails_is_what_counts(tmp_path: Path) -> None:
     assert ["GPU 0 has 1.1 GB free" in note for note in caught.value.__notes__] == [True]
 
 
-@pytest.mark.parametrize("answer", [NO_ROOM, REFUSED], ids=["host-memory", "driver"])
+@pytest.mark.parametrize("answer", [NO_ROOM, REFUSED, OFF], ids=["host-memory", "driver", "off"])
 @pytest.mark.parametrize("act", [Server.offload, Server.check], ids=["offload", "check"])
 async def test_what_cannot_be_moved_is_left_to_the_platform(tmp_path: Path, answer: Any, act: Any) -> None:
     """Before a snapshot nothing is lost by that: a notice says why, once, and the seal goes on."""
@@ -138,6 +139,17 @@ async def test_what_cannot_be_moved_is_left_to_the_platform(tmp_path: Path, answ
         await server.reload()
     assert server.notice.startswith("GPU memory is left to the platform: process 7 could not put its GPU memory aside")
     assert library.operations == ["offload", "reload", "reload"]
+
+
+async def test_what_could_not_be_undone_is_not_left_to_the_platform(tmp_path: Path) -> None:
+    """A server without its memory is none to snapshot: the Step fails, and the wake has to bring it back."""
+    stuck = FakeLibrary(folder=tmp_path, pid=1, answers={"reload": REFUSED})
+    bad = FakeLibrary(folder=tmp_path, pid=2, answers={"offload": NO_ROOM})
+    server = Server(folder=tmp_path)
+    async with listening(stuck, bad):
+        with pytest.raises(errors.CudaFailed, match="process 1 could not bring its GPU memory back"):
+            await server.offload()
+    assert server.seen.names == []
 
 
 async def test_on_a_host_the_same_is_an_error(tmp_path: Path) -> None:
@@ -236,6 +248,17 @@ async def test_memory_that_escaped_is_a_notice_with_the_number(tmp_path: Path) -
     words = "process 7 holds 3.2 GB on GPU 0 that the library did not catch, beside 4.3 GB that it caught"
     assert words in server.notice and "expandable_segments" in server.notice
     assert host.notice.startswith("GPU memory that stays on the GPU: ") and words in host.notice
+
+
+async def test_ipc_that_was_refused_is_told(tmp_path: Path) -> None:
+    """The server may lack what it wanted to share: a notice says how often, and the memory goes all the same."""
+    library = FakeLibrary(folder=tmp_path, answers={"status": {"ipc_refused": 3}})
+    server = Server(folder=tmp_path)
+    async with listening(library):
+        await server.check()
+        await server.offload()
+    assert "refused to the server 3 times" in server.notice
+    assert library.state == "asleep"
 
 
 # ------------------------------------------------------------------------------------------------ the proof
