@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import anyio
 import pytest
+import trio
 from anyio import to_thread
 
 from supervisor import Hooks, Restart, State, events, step, supervise
@@ -124,8 +126,8 @@ async def test_a_refused_seal_is_answered_in_the_errors_own_words() -> None:
         assert subject.status.state == "ready"
 
 
-async def test_clients_that_leave_disturb_nothing() -> None:
-    """One asks for a seal and goes, some say nothing at all: the seal ends as any other, and so does the stop."""
+async def test_clients_that_leave_disturb_nothing(anyio_backend_name: str) -> None:
+    """One asks for a seal and goes, some say nothing at all: the seal ends as any other, without a timer."""
     release = anyio.Event()
     async with controlled(Hooks(sleep=(held(release),))) as (path, subject, seen):
         with folder.opened(path.parent) as descriptor:
@@ -139,6 +141,8 @@ async def test_clients_that_leave_disturb_nothing() -> None:
         assert refused.value.exit_status == 1
         release.set()
         await until_async(lambda: subject.status.state == "sealed" and subject.status.under_way is None)
+        if anyio_backend_name == "trio":  # asyncio does not tell
+            assert trio.lowlevel.current_statistics().seconds_to_next_deadline == math.inf
         silent.pop().close()
         assert outcome_in(await ask(path, "resume")).status.state == "ready"
         assert not seen.of(events.Notice)
