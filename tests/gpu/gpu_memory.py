@@ -115,6 +115,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=2, help="starts with and without the library, in turns")
     parser.add_argument("--no-mmproj", action="store_true", help="llama-server without the projector of pictures")
     parser.add_argument("--eager", action="store_true", help="two: vLLM without CUDA graphs, which starts sooner")
+    parser.add_argument("--prepare", action="store_true", help="write the Gemma dummy, and nothing else")
     parser.add_argument("--touch-gb", type=int, default=0, help="write to so much host memory first")
     parser.add_argument("--unit-mib", type=int, default=1024, help="bare: size of each of 16 tensors")
     parser.add_argument("--budget-s", type=float, default=90.0, help="bare: no more of the sweep after so long")
@@ -125,6 +126,11 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Runs the sections."""
     args = parse()
+    if args.prepare:
+        import servers
+
+        servers.write_gemma(args)
+        return 0
     report = Report(args.json)
     if args.touch_gb:
         import bare

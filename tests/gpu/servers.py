@@ -63,8 +63,8 @@ def built_library(args: argparse.Namespace) -> Iterator[Path]:
         yield library.compiled(Path(folder))
 
 
-def gemma(args: argparse.Namespace) -> LlamaServer:
-    """The settings of modal_entry/gemma.py, on a model that is written unless it is there."""
+def write_gemma(args: argparse.Namespace) -> tuple[Path, Path]:
+    """The Gemma dummy and its projector of pictures, written unless they are there."""
     folder = args.root.resolve() / f"gemma-{args.shapes}"
     weights, mmproj = folder / "model.gguf", folder / "mmproj.gguf"
     if not mmproj.exists():
@@ -77,6 +77,12 @@ def gemma(args: argparse.Namespace) -> LlamaServer:
         width = shapes.REAL["WIDTH"] if args.shapes == "real" else tiny_gemma4.WIDTH
         shapes.build_mmproj(folder / "new", width=width)
         (folder / "new").rename(mmproj)
+    return weights, mmproj
+
+
+def gemma(args: argparse.Namespace) -> LlamaServer:
+    """The settings of modal_entry/gemma.py."""
+    weights, mmproj = write_gemma(args)
     return LlamaServer(
         binary=args.server.resolve(),
         model=weights,
@@ -197,9 +203,13 @@ def damaged(args: argparse.Namespace, put: Put) -> None:
 
 def two_gpus(args: argparse.Namespace, put: Put) -> None:
     """A program on two GPUs; then vLLM with tensor parallelism 2, asleep and awake on its host."""
-    argv = [args.torch, str(bare.CHILD), "--device", "0", "--device", "1"]
-    with built_library(args) as built, bare.folder() as folder, bare.tried("program", put):
-        two_at_once(put, bare.Program(argv, built, folder, 1024, 12, 4), args.cycles)
+    wanted = args.way or ("program", "vllm")
+    if "program" in wanted:
+        argv = [args.torch, str(bare.CHILD), "--device", "0", "--device", "1"]
+        with built_library(args) as built, bare.folder() as folder, bare.tried("program", put):
+            two_at_once(put, bare.Program(argv, built, folder, args.unit_mib, 12, 4), args.cycles)
+    if "vllm" not in wanted:
+        return
     model, made_s = other_engines.made(args.root, "qwen3", args.python)
     put("made_s", made_s)
     engine = other_engines.vllm_engine(
