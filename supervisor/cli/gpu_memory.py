@@ -94,13 +94,12 @@ def offloading(
 
 
 def _built() -> tuple[events.Notice, ...]:
-    """Builds the library where it is missing; returns what to say of that."""
+    """Builds the library where it is missing; returns what to say where that fails."""
     from hooks.sleep.offload import build as builder
 
-    if builder.find() is not None:
-        return ()
     try:
-        words = f"the library that puts GPU memory aside was built: {builder.build()}"
+        builder.build()
     except (SupervisorError, OSError, RuntimeError) as error:
         words = f"the library that puts GPU memory aside could not be built, so it stays on the GPU: {error}"
-    return (events.Notice(detail=words),)
+        return (events.Notice(detail=words),)
+    return ()
