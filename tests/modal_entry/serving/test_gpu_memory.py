@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -10,8 +11,12 @@ import pytest
 
 from fakes.cuda.build import Built, build_once
 from fakes.modal_host import APP, KEY, SECRETS, Host, server_pid
+from modal_entry.qwen3 import SHEET
 from modal_entry.rehearsal.control_plane import ControlPlane
 from modal_entry.rehearsal.programs import deploy
+from modal_entry.serving import Server
+from modal_entry.serving.deployment import Way
+from supervisor import Hooks, Profile
 from support import ROOT, alive
 
 LEFT = "GPU memory is left to the platform: "
@@ -113,3 +118,15 @@ def test_a_library_that_cannot_be_loaded_is_a_notice(plane: ControlPlane, cuda: 
         container.line("child.sealed")
         assert container.output.count("child.spawned") == 1
         assert "the library cannot be loaded" in container.line(LEFT)
+
+
+@pytest.mark.parametrize(("way", "offloads"), [("offload", True), ("driver", False)])
+def test_a_sheet_may_leave_gpu_memory_to_the_driver(way: Way, offloads: bool, cuda: Built) -> None:
+    """By `gpu_memory="driver"` nothing is preloaded, though the build has the library; no notice says so."""
+    server = Server()
+    server.deployment = replace(SHEET, gpu_memory=way)
+    found = server._offloading(cuda.folder, Profile(name="x", command=("true", "{port}")), Hooks())
+    assert (found is not None) is offloads
+    if found is not None:
+        assert found[0].env["LD_PRELOAD"] == str(cuda.library)
+        assert [step.name for step in found[1].wake] == ["gpu memory reload"]
