@@ -51,8 +51,10 @@ static void after_fork(void) {
 
 static void read_environment(void) {
     const char *named = getenv(FOLDER), *least = getenv(LEAST);
-    if (least && *least)
-        least_bytes = strtoull(least, NULL, 10);
+    char *end = NULL;
+    unsigned long long bytes = least && *least ? strtoull(least, &end, 10) : DEFAULT_LEAST_BYTES;
+    if (end == NULL || *end == '\0')
+        least_bytes = bytes;
     if (named && *named) {
         folder = strdup(named); /* the environment may change */
         pthread_atfork(NULL, NULL, after_fork);
@@ -61,7 +63,7 @@ static void read_environment(void) {
 
 static bool catches(size_t bytes) {
     pthread_once(&once, read_environment);
-    return folder && bytes >= least_bytes && !inside && !off_reason();
+    return folder && bytes && bytes >= least_bytes && !inside && !off_reason();
 }
 
 static bool caught_any(void) {
@@ -70,6 +72,12 @@ static bool caught_any(void) {
 }
 
 static void say(const char *detail) { dprintf(STDERR_FILENO, "warmboot-gpu: %s\n", detail); }
+
+/* Catch nothing from now on; of several threads that find a reason the first one says it. */
+static void give_up(const char *reason) {
+    if (turn_off(reason))
+        say(reason);
+}
 
 /* The n-th runtime that is loaded. */
 struct search {
@@ -136,18 +144,15 @@ static bool begin(void) {
         return true;
     pthread_mutex_lock(&starting);
     if (!atomic_load(&started) && !off_reason()) {
-        static char reason[256];
         const char *missing = cuda_load();
-        if (missing) {
-            snprintf(reason, sizeof reason, "%s", missing);
-            turn_off(reason);
-        } else if (!server_start(folder)) {
+        if (missing)
+            give_up(missing);
+        else if (!server_start(folder)) {
+            char reason[256];
             snprintf(reason, sizeof reason, "there can be no control socket in %.150s: %s", folder, strerror(errno));
-            turn_off(reason);
+            give_up(reason);
         } else
             atomic_store(&started, true);
-        if (off_reason())
-            say(off_reason());
     }
     pthread_mutex_unlock(&starting);
     return atomic_load(&started);
@@ -161,11 +166,9 @@ static CUresult catch_allocation(CUdeviceptr *at, size_t bytes) {
     CUresult result = regions_allocate(at, bytes);
     inside--;
     if (result != CUDA_SUCCESS && result != CUDA_ERROR_OUT_OF_MEMORY) {
-        static char reason[160];
-        char text[96];
+        char reason[160], text[96];
         snprintf(reason, sizeof reason, "GPU memory cannot be caught: %s", cuda_error_text(result, text, sizeof text));
-        turn_off(reason);
-        say(reason);
+        give_up(reason);
         return CUDA_ERROR_NOT_SUPPORTED;
     }
     return result;

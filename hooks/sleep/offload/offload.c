@@ -31,9 +31,12 @@ static struct copy finished; /* the reload that brought them */
 static _Atomic(const char *) off;
 static _Atomic size_t ipc_refused;
 
-void turn_off(const char *reason) {
-    const char *none = NULL;
-    atomic_compare_exchange_strong(&off, &none, reason);
+bool turn_off(const char *reason) {
+    const char *none = NULL, *kept = strdup(reason);
+    if (atomic_compare_exchange_strong(&off, &none, kept ? kept : "no memory"))
+        return true;
+    free((void *)kept);
+    return false;
 }
 
 const char *off_reason(void) { return atomic_load(&off); }
@@ -303,6 +306,7 @@ static bool offload(const struct choices *choices, struct text *answer, struct f
         if (!wait_until_idle(choices->idle_s, why))
             return false;
         took.idle_s = now_s() - began;
+        regions_discard_freed();
         if (!put_aside(choices, &zeros, &took, why)) {
             if (state == AWAKE)
                 drop_store(false);

@@ -27,8 +27,9 @@ void answer_failure(const char *code, const char *detail, struct text *answer);
 /* Give the host memory of a finished reload back: after its answer is out, because it takes a while. */
 void give_back(void);
 
-/* Something of ours cannot work in this process: everything passes through from now on. `reason` stays valid. */
-void turn_off(const char *reason);
+/* Something of ours cannot work in this process: everything passes through from now on. False: it was off
+ * already, for a reason that stays. */
+bool turn_off(const char *reason);
 
 /* Why, or NULL. */
 const char *off_reason(void);

@@ -100,13 +100,18 @@ static void discard(struct region *region) {
     free(region);
 }
 
-/* Discard what could not be freed at its time. Waits for the GPU; the lock is held. */
-static void discard_waiting(void) {
-    if (waiting_count == 0 || cuda.ctx_synchronize() != CUDA_SUCCESS)
-        return;
-    while (waiting_count)
-        discard(waiting[--waiting_count]);
+/* Discard what could not be freed at its time, of one device or (-1) of all of them: they are idle. The lock is held. */
+static void discard_waiting(int device) {
+    size_t kept = 0;
+    for (size_t i = 0; i < waiting_count; i++)
+        if (device < 0 || waiting[i]->device == device)
+            discard(waiting[i]);
+        else
+            waiting[kept++] = waiting[i];
+    waiting_count = kept;
 }
+
+void regions_discard_freed(void) { discard_waiting(-1); }
 
 static CUresult meet(int device, CUcontext context) {
     struct device *known = &regions.devices[device];
@@ -144,7 +149,8 @@ static CUresult allocate(CUdeviceptr *at, size_t bytes) {
         result = meet(device, context);
     if (result != CUDA_SUCCESS)
         return result;
-    discard_waiting();
+    if (waiting_count && cuda.ctx_synchronize() == CUDA_SUCCESS)
+        discard_waiting(device);
     size_t unit = regions.devices[device].granularity;
     if (bytes > SIZE_MAX - unit)
         return CUDA_ERROR_OUT_OF_MEMORY;

@@ -56,6 +56,9 @@ CUresult regions_allocate(CUdeviceptr *at, size_t bytes);
 /* Free what begins at `at`, once the GPU is done with it; false: it is none of ours. Takes the lock. */
 bool regions_free(CUdeviceptr at, CUresult *result);
 
+/* What was freed while a stream was being captured goes now: every GPU is idle. The lock is held. */
+void regions_discard_freed(void);
+
 /* Whether `at` lies within a region of ours. Takes the lock. */
 bool regions_contain(CUdeviceptr at);
 

@@ -217,3 +217,16 @@ def test_two_devices_in_a_process_keep_their_memory_and_their_access(any_cuda: B
         program(f"alloc later {MIB} 1")
         program("read later 0")
         assert [each["device"] for each in program.done("status")["devices"]] == [0, 1]
+
+
+def test_access_that_was_given_before_there_was_memory_counts(cuda: Built, tmp_path: Path) -> None:
+    """Engines give their devices access to each other first, and allocate afterwards; what is taken back is gone."""
+    with engine(cuda, tmp_path / "gpu", env={"FAKE_CUDA_DEVICES": "2"}) as program:
+        program("peer 0 1")
+        program(f"alloc on1 {MIB} 1")
+        program("read on1 0")
+        program("peer 0 1 off")
+        program.done("offload")
+        program.done("reload")
+        program("read on1 1")
+        assert program.raw("read on1 0") == "error 1"

@@ -258,14 +258,32 @@ def test_out_of_memory_at_an_allocation_is_the_servers_own_error(cuda: Built, tm
         assert program.done("status")["allocations"] == 1
 
 
-def test_a_free_while_a_stream_is_captured_happens_later(cuda: Built, tmp_path: Path) -> None:
-    """Nobody may wait for the GPU then; the memory goes at the next opportunity."""
+@pytest.mark.parametrize("next_step", ["alloc", "offload"])
+def test_a_free_while_a_stream_is_captured_happens_later(cuda: Built, tmp_path: Path, next_step: str) -> None:
+    """Nobody may wait for the GPU then; the memory goes with the next allocation or offload."""
     with engine(cuda, tmp_path / "gpu") as program:
         prepared(program)
         before = program.used()
         program("fault SYNC_CAPTURE 1+")
         program("free one")
         program("fault SYNC_CAPTURE 0")
-        program(f"alloc small {MIB}")
-        assert program.used() == before - CHUNK
-        assert program.done("offload")["allocations"] == 3
+        if next_step == "alloc":
+            program(f"alloc small {MIB}")
+            assert program.used() == before - CHUNK
+        else:
+            assert program.done("offload")["allocations"] == 2
+            assert program.used() == before - 6 * CHUNK
+            program.done("reload")
+            program("check two")
+
+
+def test_a_threshold_of_nothing_leaves_empty_allocations_to_cuda(cuda: Built, tmp_path: Path) -> None:
+    """CUDA gives no memory for no bytes, and that is no error; a threshold that is no number is the default one."""
+    with engine(cuda, tmp_path / "gpu", env={"WARMBOOT_GPU_MEMORY_MIN": "0"}) as program:
+        program("alloc nothing 0")
+        program("alloc byte 1")
+        assert program.done("status")["allocations"] == 1
+    with engine(cuda, tmp_path / "gpu", env={"WARMBOOT_GPU_MEMORY_MIN": "8 MiB"}) as program:
+        program("alloc byte 1")
+        program(f"alloc large {8 * MIB}")
+        assert program.done("status")["allocations"] == 1

@@ -41,6 +41,22 @@ def test_several_clients_ask_at_once(any_cuda: Built, tmp_path: Path) -> None:
         program("check a")
 
 
+def test_threads_go_on_when_memory_can_no_longer_be_caught(any_cuda: Built, tmp_path: Path) -> None:
+    """From one failure on all of it is CUDA's own; nobody's call fails, and the reason is said in one line."""
+    with engine(any_cuda, tmp_path / "gpu") as program:
+        program(f"alloc a {MIB}")
+        program("fill a random 1")
+        program("churn 4")
+        program("fault ACCESS 1+")
+        until(lambda: "reason" in program.done("status"))
+        assert program("churn 0").split()[1] == "0"
+        program("fault ACCESS 0")
+        program.done("offload")
+        program.done("reload")
+        program("check a")
+        assert len(program.log.read_text().splitlines()) == 1
+
+
 def test_a_program_that_ends_in_the_middle_of_an_offload_just_ends(any_cuda: Built, tmp_path: Path) -> None:
     """Neither a hanging exit nor a crash; its socket goes with it."""
     with engine(any_cuda, tmp_path / "gpu", env={"FAKE_CUDA_SLOW_COPY_US": "30000"}) as program:
