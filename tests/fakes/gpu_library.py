@@ -101,17 +101,23 @@ class FakeLibrary:
 @asynccontextmanager
 async def listening(*libraries: FakeLibrary) -> AsyncIterator[None]:
     """The libraries listen, each at its own address."""
+    failure: BaseException | None = None
     async with anyio.create_task_group() as tasks:
         for library in libraries:
             await tasks.start(_listen, library)
         try:
             yield
-        finally:
-            # asyncio does not like a send that is cancelled at the moment in which it fails.
-            for event in (event for library in libraries for event in library.go_on.values()):
-                event.set()
-            await until_async(lambda: not any(library.busy for library in libraries))
-            tasks.cancel_scope.cancel()
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # noqa: BLE001  a test's failure is shown as it is, not as a part of a group
+            failure = error
+        # asyncio does not like a send that is cancelled at the moment in which it fails.
+        for event in (event for library in libraries for event in library.go_on.values()):
+            event.set()
+        await until_async(lambda: not any(library.busy for library in libraries))
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def _listen(library: FakeLibrary, *, task_status: TaskStatus[None]) -> None:
