@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +21,12 @@ def pytest_configure() -> None:
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
-    # Where supervisors put their control sockets: not among those of whoever runs the tests.
-    os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="warmboot-tests-")
 
 
-def pytest_unconfigure() -> None:
-    """Take the folder of the control sockets away, and what killed supervisors have left in it."""
-    shutil.rmtree(os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
+@pytest.fixture(scope="session", autouse=True)
+def control_sockets(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Supervisors put their control sockets in a folder of the tests' own, not among those of whoever runs them."""
+    os.environ["XDG_RUNTIME_DIR"] = str(tmp_path_factory.mktemp("runtime"))
 
 
 # What a test that is so marked needs, and what to say when it is skipped. `.ci/run` allows these skips to users without
