@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -147,6 +149,18 @@ class Host:
         engine = ["--gpu-engine", str(cuda.engine), *flags]
         command = [*env, sys.executable, "-I", "-S", str(FAKE), *engine]
         return cls(home, command, library=cuda.library.read_bytes() if library is None else library)
+
+    def copied(self, home: Path) -> Self:
+        """Another host with a copy of these volumes: what was deployed from these runs on the copy too."""
+        shutil.copytree(self.home, home)
+        other = copy.copy(self)
+        other.home, other.port = home, free_port()
+        other.weights = home / self.weights.relative_to(self.home)
+        other.folders = {name: home / folder.relative_to(self.home) for name, folder in self.folders.items()}
+        other.releases = self.releases_of(home, "main")
+        paths = {"WARMBOOT_MODELS_PATH": str(home / "models"), "WARMBOOT_BUILDS_PATH": str(home / "builds")}
+        other.env = {**self.env, **paths, "ENTRY_PORT": str(other.port)}
+        return other
 
     def build(self, tag: str) -> Path:
         """Puts a whole build on the volume."""

@@ -34,7 +34,7 @@ def test_mapped_weights_of_a_real_engine(monkeypatch: pytest.MonkeyPatch) -> Non
     seen = Findings()
     step = SnapshotContract(on_findings=seen)
     steps = Hooks(before_start=(embedded.AssembleModel(),), warmup=(Text(),), before_seal=(step,))
-    with Daemon(embedded.profile(slots=1, load="mmap"), steps) as daemon:
+    with Daemon(embedded.profile(slots=1, threads=1, load="mmap"), steps) as daemon:
         with pytest.raises(StepFailed) as caught:
             daemon.seal()
         assert is_in(daemon, State.READY)
@@ -46,7 +46,7 @@ def test_mapped_weights_of_a_real_engine(monkeypatch: pytest.MonkeyPatch) -> Non
     assert finding.where in str(caught.value)
     assert 'LlamaServer(load="no-mmap")' in str(caught.value)
     assert {finding.check for finding in seen if finding.severity == "error"} == {"weights-mapped"}
-    with Daemon(embedded.profile(slots=1, load="no-mmap"), steps) as daemon:
+    with Daemon(embedded.profile(slots=1, threads=1, load="no-mmap"), steps) as daemon:
         daemon.seal()
         assert is_in(daemon, State.SEALED)
     assert seen == []

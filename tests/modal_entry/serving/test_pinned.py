@@ -127,18 +127,37 @@ def test_staging_has_a_pointer_of_its_own_and_the_same_volumes(plane: ControlPla
     assert pins(plane, production)["WARMBOOT_BUILD"].startswith("b1-sm89@")
 
 
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Host:
+    """What `serving` was deployed from; containers get copies."""
+    return Host.of_fake(tmp_path_factory.mktemp("volumes"))
+
+
+@pytest.fixture(scope="module")
+def serving(volumes: Host) -> Iterator[ControlPlane]:
+    """A plane to which the entry was deployed, with build b1."""
+    with ControlPlane(secrets=SECRETS, folders=volumes.folders) as plane:
+        deployed(plane)
+        yield plane
+
+
+@pytest.fixture
+def copy(volumes: Host, tmp_path: Path) -> Host:
+    """Volumes of the test's own, with what was deployed."""
+    return volumes.copied(tmp_path / "copy")
+
+
 def container(plane: ControlPlane, host: Host) -> Container:
     """A container of what was deployed: nothing but paths, port and key comes from here."""
     env = {name: value for name, value in host.env.items() if name not in ("WARMBOOT_BUILD", "WARMBOOT_WEIGHTS")}
     return Container(plane, "Entry", host.home, env=env)
 
 
-def test_a_container_serves_what_was_deployed_whatever_the_pointer_says(plane: ControlPlane, host: Host) -> None:
+def test_a_container_serves_what_was_deployed_whatever_the_pointer_says(serving: ControlPlane, copy: Host) -> None:
     """Modal makes new snapshots of an old deploy when it sees fit: they hold the build of that deploy."""
-    deployed(plane)
-    host.build("b2")
-    host.releases.promote("b2-sm89")
-    with container(plane, host) as running:
+    copy.build("b2")
+    copy.releases.promote("b2-sm89")
+    with container(serving, copy) as running:
         running.checkpoint()
         running.restore()
         running.ready()
@@ -149,17 +168,16 @@ def test_a_container_serves_what_was_deployed_whatever_the_pointer_says(plane: C
 
 
 @pytest.mark.parametrize("what", ["build", "weights"])
-def test_a_container_refuses_what_was_not_deployed(what: str, plane: ControlPlane, host: Host) -> None:
+def test_a_container_refuses_what_was_not_deployed(what: str, serving: ControlPlane, copy: Host) -> None:
     """Another build, or other weights, at the place of the deployed ones: no server, and words with both hashes."""
-    deployed(plane)
     if what == "build":
-        manifest = host.home / "builds" / "b1-sm89" / "BUILD.json"
+        manifest = copy.home / "builds" / "b1-sm89" / "BUILD.json"
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"built_at": "later"}))
     else:
-        with (host.weights / "model.gguf").open("ab") as file:
+        with (copy.weights / "model.gguf").open("ab") as file:
             file.write(b"\0" * 32)
-        Marker.of(host.weights, ("model.gguf",), repo="local/model", revision="main").save(host.weights)
-    with container(plane, host) as running:
+        Marker.of(copy.weights, ("model.gguf",), repo="local/model", revision="main").save(copy.weights)
+    with container(serving, copy) as running:
         failure = running.failure()
         running.wait()
     assert f"the {what} in " in failure.exception
@@ -168,30 +186,28 @@ def test_a_container_refuses_what_was_not_deployed(what: str, plane: ControlPlan
     assert "child.spawned" not in running.output
 
 
-def test_a_changed_key_is_served_after_a_cold_start(plane: ControlPlane, host: Host) -> None:
+def test_a_changed_key_is_served_after_a_cold_start(serving: ControlPlane, copy: Host) -> None:
     """A secret that was changed after the snapshot: the new key is accepted, the old one refused."""
-    deployed(plane)
-    with container(plane, host) as running:
+    with container(serving, copy) as running:
         running.checkpoint()
         running.restore(api_key="sk-the-new-one")
         running.ready()
         assert "API_KEY is another one" in running.output
-        assert host.chat("sk-the-new-one").status_code == 200
-        assert host.chat(KEY).status_code == 401
+        assert copy.chat("sk-the-new-one").status_code == 200
+        assert copy.chat(KEY).status_code == 401
         running.terminate()
         assert running.wait() == 0
 
 
-def test_volumes_are_reloaded_before_a_cold_start_at_a_resume(plane: ControlPlane, host: Host) -> None:
+def test_volumes_are_reloaded_before_a_cold_start_at_a_resume(serving: ControlPlane, copy: Host) -> None:
     """Files may be missing after a restore until the volume is reloaded; the start in place reads them all."""
-    deployed(plane)
-    with container(plane, host) as running:
+    with container(serving, copy) as running:
         running.checkpoint()
-        reloads = len(plane.seen("VolumeReload", running.task_id))
+        reloads = len(serving.seen("VolumeReload", running.task_id))
         os.kill(server_pid(running.lines), signal.SIGKILL)
         running.restore()
         running.ready()
-        assert len(plane.seen("VolumeReload", running.task_id)) == reloads + 2
+        assert len(serving.seen("VolumeReload", running.task_id)) == reloads + 2
         running.terminate()
         assert running.wait() == 0
 
