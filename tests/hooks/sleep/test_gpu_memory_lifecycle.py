@@ -110,6 +110,7 @@ async def test_memory_is_away_while_it_sleeps_and_comes_back(cuda: Built) -> Non
     assert len(it.seen.of(ev.ChildSpawned)) == 1 and it.notices == []
 
 
+@on_asyncio
 async def test_a_flipped_bit_is_found_and_a_cold_start_heals_it(cuda: Built) -> None:
     """The resume fails by its address before anybody is served; the next life serves, seals and resumes."""
     async with served(cuda) as it:
