@@ -83,7 +83,10 @@ def escaped(found: Sequence[Status], tolerance_bytes: int = TOLERANCE_BYTES) -> 
 
 
 def spread(found: Sequence[Status]) -> tuple[int, ...]:
-    """Return the processes that hold memory, when there are several and not all on one and the same GPUs."""
+    """Return the processes that hold memory, when there are several and not all on one and the same GPUs.
+
+    By their own numbers of the GPUs: ranks that each see one GPU alone, as number 0, are not told apart.
+    """
     holders = {status.pid: frozenset(it.device for it in status.devices if it.bytes) for status in found}
     holders = {pid: devices for pid, devices in holders.items() if devices}
     return tuple(sorted(holders)) if len(set(holders.values())) > 1 else ()

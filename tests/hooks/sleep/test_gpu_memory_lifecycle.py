@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,13 +18,13 @@ import pytest
 from fakes.cuda.build import Built, build_once
 from hooks.golden import Golden
 from hooks.sleep import GpuMemory
-from hooks.sleep.folder import VARIABLE
+from hooks.sleep.folder import VARIABLE, sockets
 from hooks.sleep.moving import look
 from hooks.warmup.steps import Text
 from supervisor import Hooks, Profile, Restart, State, Supervised, supervise
 from supervisor import events as ev
 from supervisor.errors import StepFailed
-from support import Recorder, fake_profile, is_in, until_async
+from support import Recorder, fake_profile, free_port, is_in, until_async
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
@@ -71,11 +72,18 @@ class Served:
 
 
 @asynccontextmanager
-async def served(cuda: Built, *flags: str, env: dict[str, str] | None = None, **settings: Any) -> AsyncIterator[Served]:
+async def served(
+    cuda: Built,
+    *,
+    command: tuple[str, ...] = fake_profile().command,
+    env: dict[str, str] | None = None,
+    **settings: Any,
+) -> AsyncIterator[Served]:
     """Runs it; `env` holds the driver's faults, settings are GpuMemory's."""
     golden, seen = Golden(), Recorder()
     variables = {"LD_LIBRARY_PATH": str(cuda.folder), **(env or {})}
-    plain = fake_profile("--gpu-engine", str(cuda.engine), *flags, env=variables, restart=HEAL)
+    command = (*command, "--gpu-engine", str(cuda.engine))
+    plain = fake_profile(command=command, env=variables, restart=HEAL)
     memory = GpuMemory(**{"library": cuda.library, "proof": (golden.replay,), "threads": 2, **settings})
     hooks = Hooks(warmup=(Text(),), before_seal=(golden.record,), after_resume=(golden.replay,), observers=(seen,))
     profile = memory.profile(plain)
@@ -108,6 +116,23 @@ async def test_memory_is_away_while_it_sleeps_and_comes_back(cuda: Built) -> Non
     sleep = [("sleep", "gpu memory self-check"), ("sleep", "gpu memory offload"), ("wake", "gpu memory reload")]
     assert [one for one in passed if one[0] in ("sleep", "wake")] == sleep * 2
     assert len(it.seen.of(ev.ChildSpawned)) == 1 and it.notices == []
+
+
+@on_trio
+async def test_several_processes_sleep_and_wake_together(cuda: Built) -> None:
+    """A worker below a front that has GPU memory too: both go, and both come back."""
+    worker = shlex.join([*fake_profile().command[:-1], str(free_port()), "--gpu-engine", str(cuda.engine)])
+    front = shlex.join(fake_profile().command)
+    command = ("sh", "-c", f'{worker} & exec {front} "$@"', "front")
+    async with served(cuda, command=command) as it:
+        await until_async(lambda: len(sockets(it.folder)) == 2)
+        await it.server.seal()
+        assert [status.state for status in await look(it.folder)] == ["asleep"] * 2
+        await it.server.resume()
+        assert [status.state for status in await look(it.folder)] == ["awake"] * 2
+    went, came = it.seen.one(ev.GpuMemoryOffloaded), it.seen.one(ev.GpuMemoryReloaded)
+    assert it.server.pid in went.pids and len(went.pids) == 2 and went.pids == came.pids
+    assert (went.bytes, came.stored_bytes) == (2 * BYTES, 2 * WEIGHTS_BYTES)
 
 
 @on_asyncio

@@ -69,5 +69,9 @@ GPU_MEMORY: tuple[Fault, ...] = (
         name="gpu-killed-heal", fault="GPU memory: SIGKILL while it is away, a resume may replace the server",
         moment="sealed", outcome="recovered", act="kill", lives=2, **setting(heal=True),
     ),
+    Fault(
+        name="gpu-stop", fault="GPU memory: a stop while it is away", moment="sealed", outcome="stopped", act="stop",
+        **setting(),
+    ),
 )
 # fmt: on
