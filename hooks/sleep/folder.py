@@ -10,19 +10,22 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import socket
 import stat
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from hooks.sleep.offload.errors import GpuMemoryError
 from supervisor import events
 
 if TYPE_CHECKING:
     from supervisor.child import Child
 
-__all__ = ["VARIABLE", "PrivateFolder", "folder_of", "new_path", "sockets"]
+__all__ = ["VARIABLE", "FolderInUse", "PrivateFolder", "folder_of", "new_path", "sockets"]
 
 VARIABLE: Final = "WARMBOOT_GPU_MEMORY"
 """By which the library learns the folder; without it the library does nothing."""
@@ -31,7 +34,22 @@ _PREFIX: Final = "warmboot-gpu-"
 # A socket's address has 107 bytes, unix(7); `/warmboot-gpu-<16>/<pid>.sock` takes 43 of them.
 _LONGEST_BASE: Final = 60
 _TRIES: Final = 5
+_RETRY_S: Final = 0.02
 _GONE: Final = (events.TeardownFinished, events.Failed, events.Stopped)
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class FolderInUse(GpuMemoryError):
+    """Another server runs with the same profile; `folder`: of its sockets."""
+
+    folder: str
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"another server has the sockets of its GPU memory in {self.folder}, and would be put to sleep together "
+            "with this one. Make a GpuMemory, and a profile with it, for each server."
+        )
 
 
 def new_path() -> Path:
@@ -69,17 +87,25 @@ class PrivateFolder:
     def make(self, path: Path) -> None:
         """Make the folder, empty, and take away those whose supervisors were killed.
 
+        Blocks for milliseconds.
+
         Raises:
+            FolderInUse: another server has its sockets there, whose memory would be taken away together with ours.
             OSError: it cannot be made, or is not ours alone.
         """
+        if any(map(_listens, sockets(path))):
+            raise FolderInUse(folder=os.fspath(path))
         self.remove()
         _sweep(path.parent)
         for _ in range(_TRIES):
-            with suppress(FileNotFoundError):  # another supervisor swept it before it was locked
+            with suppress(FileNotFoundError, BlockingIOError):  # another supervisor looks whether to sweep it
                 self.lock = _taken(path)
                 self.path = path
                 return
-        raise FileNotFoundError(f"{path} cannot be made, or is taken away again and again")
+            time.sleep(_RETRY_S)
+        if path.is_dir():
+            raise FolderInUse(folder=os.fspath(path))
+        raise FileNotFoundError(f"{path} cannot be made")
 
     def observe(self, event: events.Event) -> None:
         """Take the folder away when the child has ended, or never began."""
@@ -107,19 +133,35 @@ def _taken(path: Path) -> int:
     try:
         seen = os.fstat(lock)
         _require_ours(path, seen)
-        with suppress(OSError):  # no locks here: nobody sweeps either
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock)
         _empty(path)
-        path.stat()
+        path.stat()  # it is still there
     except BaseException:
         os.close(lock)
         raise
     return lock
 
 
+def _lock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return  # there are no locks here: nobody sweeps either
+
+
 def _require_ours(path: Path, seen: os.stat_result) -> None:
     if seen.st_uid != os.geteuid() or stat.S_IMODE(seen.st_mode) & 0o077:
         raise PermissionError(f"{path} is not a folder of ours alone")
+
+
+def _listens(address: Path) -> bool:
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_RETRY_S)
+        probe.connect(os.fspath(address))
+        return True
+    return False
 
 
 def _empty(folder: Path) -> None:

@@ -125,7 +125,11 @@ class GpuMemory:
         )
 
     async def _prepare(self, child: Child) -> None:
-        """Makes the folder; what is wrong with it or with the library is a notice, and the server starts without."""
+        """Makes the folder; what is wrong with it or with the library is a notice, and the server starts without.
+
+        Raises:
+            FolderInUse: another server runs with the same profile.
+        """
         self._memory.missing = await self._missing(child)
         if self._memory.missing:
             words = f"GPU memory cannot be put aside: {self._memory.missing}"
@@ -142,7 +146,7 @@ class GpuMemory:
         if why := await anyio.to_thread.run_sync(build.load_error, Path(first)):
             return f"the library cannot be loaded: {why}"
         try:
-            self._folder.make(folder)
+            await anyio.to_thread.run_sync(self._folder.make, folder)
         except OSError as error:
             return f"its sockets have no folder: {error}"
         return ""

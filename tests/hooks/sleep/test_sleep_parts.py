@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from hooks.sleep.accounting import TOLERANCE_BYTES, escaped, spread
-from hooks.sleep.folder import PrivateFolder, new_path, sockets
+from hooks.sleep.folder import FolderInUse, PrivateFolder, new_path, sockets
 from hooks.sleep.offload import build
 from hooks.sleep.offload.client import Device, Status
 from hooks.sleep.offload.errors import CompileFailed, NoCompiler
@@ -110,6 +111,23 @@ def test_folders_of_killed_supervisors_are_swept(base: Path) -> None:
     assert used.path and used.path.is_dir() and used.path.parent == base
     used.remove()
     mine.remove()
+
+
+def test_a_folder_of_another_server_is_not_shared(base: Path) -> None:
+    """One that is locked, and one in which a process listens: its memory would be taken away together with ours."""
+    path, first, second = new_path(), PrivateFolder(), PrivateFolder()
+    first.make(path)
+    with pytest.raises(FolderInUse, match="Make a GpuMemory, and a profile with it, for each server"):
+        second.make(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path / "12.sock"))
+        listener.listen()
+        with pytest.raises(FolderInUse):
+            first.make(path)
+        assert first.path == path and path.parent == base
+    first.make(path)
+    assert sockets(path) == []
+    first.remove()
 
 
 def test_sockets_are_listed_by_number(tmp_path: Path) -> None:
