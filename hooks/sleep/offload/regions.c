@@ -185,28 +185,47 @@ CUresult regions_allocate(CUdeviceptr *at, size_t bytes) {
     return result;
 }
 
-bool regions_free(CUdeviceptr at, CUresult *result) {
-    pthread_mutex_lock(&regions.lock);
+/* The region that begins at `at`, or NULL. The lock is held. */
+static struct region *find(CUdeviceptr at) {
     size_t index = after(at);
     struct region *region = index ? regions.sorted[index - 1] : NULL;
-    bool ours = region != NULL && region->at == at;
-    if (ours) {
-        CUcontext before = NULL;
-        cuda.ctx_get_current(&before);
-        cuda.ctx_set_current(region->context);
-        /* cudaFree waits until the device is idle, and callers count on that. */
-        CUresult idle = region->mapped ? cuda.ctx_synchronize() : CUDA_SUCCESS;
-        memmove(&regions.sorted[index - 1], &regions.sorted[index], (regions.count - index) * sizeof *regions.sorted);
-        regions.count--;
+    return region && region->at == at ? region : NULL;
+}
+
+/* Strike it off the list. The lock is held. */
+static void remove_region(const struct region *region) {
+    size_t index = after(region->at);
+    memmove(&regions.sorted[index - 1], &regions.sorted[index], (regions.count - index) * sizeof *regions.sorted);
+    regions.count--;
+}
+
+bool regions_free(CUdeviceptr at, CUresult *result) {
+    pthread_mutex_lock(&regions.lock);
+    struct region *region = find(at);
+    CUcontext context = region ? region->context : NULL, before = NULL;
+    bool mapped = region && region->mapped;
+    pthread_mutex_unlock(&regions.lock);
+    if (region == NULL)
+        return false;
+    cuda.ctx_get_current(&before);
+    cuda.ctx_set_current(context);
+    /* cudaFree waits until the device is idle, and callers count on that; nobody else has to wait for it with them. */
+    CUresult idle = mapped ? cuda.ctx_synchronize() : CUDA_SUCCESS;
+    pthread_mutex_lock(&regions.lock);
+    region = find(at);
+    if (region == NULL)
+        idle = CUDA_ERROR_INVALID_VALUE; /* freed by somebody else meanwhile */
+    else {
+        remove_region(region);
         if (idle == CUDA_SUCCESS)
             discard(region);
         else if (grow(&waiting, waiting_count, &waiting_room))
             waiting[waiting_count++] = region;
-        *result = idle == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED ? CUDA_SUCCESS : idle;
-        cuda.ctx_set_current(before);
     }
     pthread_mutex_unlock(&regions.lock);
-    return ours;
+    *result = idle == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED ? CUDA_SUCCESS : idle;
+    cuda.ctx_set_current(before);
+    return true;
 }
 
 bool regions_contain(CUdeviceptr at) {

@@ -134,6 +134,13 @@ static int release(struct allocation *a) {
     return result;
 }
 
+static pthread_t releaser;
+
+static void *release_slowly(void *argument) {
+    release(argument);
+    return NULL;
+}
+
 /* Threads that allocate and free, and touch nothing. */
 static pthread_t churners[16];
 static int churner_count;
@@ -257,7 +264,7 @@ static int stranger_hears(const char *folder, const char *name, uid_t user) {
 
 #define SAY(...) snprintf(answer, room, __VA_ARGS__)
 
-/* Obey one line. alloc NAME BYTES [DEVICE [driver]] | free NAME | fill NAME KIND SEED | set NAME | check NAME | touch NAME |
+/* Obey one line. alloc NAME BYTES [DEVICE [driver]] | free NAME [apart] | join | fill NAME KIND SEED | set NAME | check NAME | touch NAME |
  * read NAME DEVICE | info DEVICE | peer FROM TO [off] | ipc NAME [driver] | churn THREADS (0 ends it) | flip NAME OFFSET |
  * fault NAME VALUE | number FUNCTION | fork | linger | stranger FOLDER NAME USER */
 PUBLIC void run_command(const char *line, char *answer, size_t room) {
@@ -296,6 +303,9 @@ PUBLIC void run_command(const char *line, char *answer, size_t room) {
         SAY("ok %ld %ld", (long)rounds, (long)failures);
     } else if (!strcmp(what, "fault")) {
         SAY(set_fault(a, b) ? "error -1" : "ok");
+    } else if (!strcmp(what, "join")) { /* the thread of "free NAME apart" */
+        pthread_join(releaser, NULL);
+        SAY("ok");
     } else if (!strcmp(what, "number")) {
         SAY("ok %ld", stub_number(a));
     } else if (!strcmp(what, "fork")) {
@@ -306,6 +316,8 @@ PUBLIC void run_command(const char *line, char *answer, size_t room) {
         SAY("ok %d", stranger_hears(a, b, (uid_t)atoi(c)));
     } else if (!named) {
         SAY("error unknown");
+    } else if (!strcmp(what, "free") && !strcmp(b, "apart")) {
+        SAY(pthread_create(&releaser, NULL, release_slowly, named) ? "error -1" : "ok");
     } else if (!strcmp(what, "free")) {
         result = release(named);
         SAY(result ? "error %d" : "ok", result);

@@ -69,10 +69,13 @@ def test_chunks_of_zeros_are_not_stored(cuda: Built, tmp_path: Path, zeros: str,
         assert program.done("status")["stored_bytes"] == 0
 
 
-@pytest.mark.parametrize("fault", ["PTX", "LAUNCH"])
-def test_the_host_looks_for_zeros_where_the_kernel_cannot_run(cuda: Built, tmp_path: Path, fault: str) -> None:
-    """A driver that cannot compile it, or cannot launch it: the same chunks are left out."""
-    with engine(cuda, tmp_path / "gpu", env={f"FAKE_CUDA_{fault}": "1+"}) as program:
+FULL = {"FAKE_CUDA_BYTES": str(CONTEXT + 18 * CHUNK)}
+
+
+@pytest.mark.parametrize("env", [{"FAKE_CUDA_PTX": "1+"}, {"FAKE_CUDA_LAUNCH": "1+"}, FULL])
+def test_the_host_looks_for_zeros_where_the_kernel_cannot_run(cuda: Built, tmp_path: Path, env: dict[str, str]) -> None:
+    """A driver that cannot compile or launch it, or a GPU that is full to the last byte: the same is left out."""
+    with engine(cuda, tmp_path / "gpu", env=env) as program:
         fill_all(program)
         answer = program.done("offload")
         assert (answer["zeros"], answer["stored_bytes"]) == ("host", 9 * CHUNK)

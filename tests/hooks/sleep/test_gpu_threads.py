@@ -29,6 +29,19 @@ def test_threads_allocate_and_free_while_memory_goes_and_comes(any_cuda: Built, 
         assert program.done("status")["allocations"] == 2
 
 
+def test_a_free_that_waits_for_the_gpu_holds_nobody_else_up(any_cuda: Built, tmp_path: Path) -> None:
+    """Others allocate, free and ask meanwhile; what they wait for may be what the GPU needs to go on."""
+    with engine(any_cuda, tmp_path / "gpu") as program:
+        program(f"alloc a {MIB}")
+        program("fault SYNC_HANG 1+")
+        program("free a apart")
+        program(f"alloc b {MIB}")
+        assert program.done("status")["allocations"] == 2
+        program("fault SYNC_HANG 0")
+        program("join")
+        assert program.done("status")["allocations"] == 1
+
+
 def test_several_clients_ask_at_once(any_cuda: Built, tmp_path: Path) -> None:
     """Requests are taken one after the other, whatever their order is: each is answered, and memory stays whole."""
     requests = ["offload", "status", "reload", "status"] * 4
