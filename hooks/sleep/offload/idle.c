@@ -69,9 +69,12 @@ bool wait_until_idle(double limit_s, struct failure *why) {
         until.tv_nsec -= 1000000000;
     }
     for (int device = 0; device < MAX_DEVICES; device++) {
-        if (!regions.devices[device].known)
+        pthread_mutex_lock(&regions.lock);
+        CUcontext context = regions.devices[device].known ? regions.devices[device].context : NULL;
+        pthread_mutex_unlock(&regions.lock);
+        if (context == NULL)
             continue;
-        struct wait *wait = begin(regions.devices[device].context);
+        struct wait *wait = begin(context);
         if (wait == NULL)
             return fail_host_memory(why, sizeof *wait, "a thread that waits for the GPU");
         pthread_mutex_lock(&wait->lock);

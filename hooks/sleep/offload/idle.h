@@ -6,7 +6,7 @@
 
 #include "failure.h"
 
-/* Wait until every known device is idle, for `limit_s` seconds at most in all. */
+/* Wait until every known device is idle, for `limit_s` seconds at most in all. The lock of `regions` is not held. */
 bool wait_until_idle(double limit_s, struct failure *why);
 
 #endif

@@ -303,7 +303,11 @@ static bool offload(const struct choices *choices, struct text *answer, struct f
     struct phases took = {0};
     int zeros = choices->zeros;
     if (!already) {
-        if (!wait_until_idle(choices->idle_s, why))
+        /* Whoever allocates or frees meanwhile need not wait too: the GPU may need them to become idle. */
+        pthread_mutex_unlock(&regions.lock);
+        bool idle = wait_until_idle(choices->idle_s, why);
+        pthread_mutex_lock(&regions.lock);
+        if (!idle)
             return false;
         took.idle_s = now_s() - began;
         regions_discard_freed();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,6 +41,23 @@ def test_a_free_that_waits_for_the_gpu_holds_nobody_else_up(any_cuda: Built, tmp
         program("fault SYNC_HANG 0")
         program("join")
         assert program.done("status")["allocations"] == 1
+
+
+def test_an_offload_that_waits_for_the_gpu_holds_nobody_up(any_cuda: Built, tmp_path: Path) -> None:
+    """Others allocate and free until the GPU is idle; what they allocated goes with the rest."""
+    with engine(any_cuda, tmp_path / "gpu") as program:
+        program(f"alloc a {MIB}")
+        program("fill a random 1")
+        program("fault SYNC_HANG 1+")
+        tasks = len(threads(program))
+        with program.connect() as connection:
+            connection.sendall(b'{"op": "offload"}\n')
+            until(lambda: len(threads(program)) > tasks)  # the one that waits
+            program(f"alloc b {MIB}")
+            program("fault SYNC_HANG 0")
+            assert json.loads(connection.recv(4096))["allocations"] == 2
+        program.done("reload")
+        program("check a")
 
 
 def test_several_clients_ask_at_once(any_cuda: Built, tmp_path: Path) -> None:
