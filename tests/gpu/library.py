@@ -10,7 +10,6 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,19 +53,20 @@ def kept(pid: int) -> dict[str, Any]:
     return sums | {"processes": len(answers), "states": sorted({answer["state"] for answer in answers})}
 
 
-def _stored(pid: int) -> Iterator[tuple[int, int, int]]:
-    """Start, end and resident kB of the anonymous memory that may be written, largest first."""
+def _stored(pid: int) -> tuple[int, int, int]:
+    """Start, end and resident kB of what the library keeps: the largest anonymous memory that asked for huge pages."""
     smaps = Path(f"/proc/{pid}/smaps").read_text()
     rows = re.findall(
-        r"^(\w+)-(\w+) rw-p \w+ 00:00 0 *(?:\[anon:.*\])?\n(?:\w+:.*\n)*?Rss: +(\d+) kB", smaps, re.MULTILINE
+        r"^(\w+)-(\w+) rw-p \w+ 00:00 0 *(?:\[anon:.*\])?\n(?:\w+:.*\n)*?Rss: +(\d+) kB\n(?:\w+:.*\n)*?VmFlags:.* hg\b",
+        smaps,
+        re.MULTILINE,
     )
-    found = ((int(start, 16), int(end, 16), int(rss_kb)) for start, end, rss_kb in rows)
-    return iter(sorted(found, key=lambda row: row[2], reverse=True))
+    return max(((int(start, 16), int(end, 16), int(rss_kb)) for start, end, rss_kb in rows), key=lambda row: row[2])
 
 
 def flip(pid: int) -> dict[str, Any]:
-    """Change one byte in the middle of what an asleep process keeps: of its largest anonymous memory."""
-    start, end, rss_kb = next(_stored(pid))
+    """Change one byte in the middle of what an asleep process keeps: of its largest such memory."""
+    start, end, rss_kb = _stored(pid)
     page = os.sysconf("SC_PAGE_SIZE")
     with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
         # From the middle on, the first byte that is not zero: pieces of zeros are not kept, and leave holes.
