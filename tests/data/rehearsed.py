@@ -74,7 +74,7 @@ sealed_off = replace(asyncio_server, command=(sys.executable, "-I", "-c", ASYNCI
 
 
 def one_thread() -> tuple[Profile, Hooks]:
-    """The profile `local`, but for its threads: in gVisor, those that wait for each other take most of the time."""
+    """The profile `local`, but for its threads: on a busy machine, and in gVisor, they mostly wait for each other."""
     engine = embedded.Embedded(settings={"threads": 1})
     return engine.profile(), replace(engine.hooks(), warmup=(Text(),), liveness=(Ping(),))
 

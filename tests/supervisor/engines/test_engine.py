@@ -10,10 +10,11 @@ import httpx
 import pytest
 
 from commandline import events_until, supervise
-from support import alive
+from support import DATA, alive
 
 pytestmark = pytest.mark.engine
 
+ONE_THREAD = f"{DATA / 'rehearsed.py'}:one_thread"
 KEY = "sk-made-up-for-tests"
 
 
@@ -21,7 +22,7 @@ KEY = "sk-made-up-for-tests"
 def test_the_lifecycle_on_a_real_engine() -> None:
     """Progress seen, warmup verified, auth checked, chat answered, crash restarted, SIGTERM clean; no key logged."""
     options = ("--auth-check", "--warmup", "text", "--api-key-env", "MY_KEY", "--restart", "on-failure")
-    with supervise("run", "local", "--log-format", "json", *options, env={"MY_KEY": KEY}) as process:
+    with supervise("run", ONE_THREAD, "--log-format", "json", *options, env={"MY_KEY": KEY}) as process:
         seen = events_until(process, "child.ready")
         ready = seen[-1]
         progress = [event for event in seen if event["event"] == "load.progress"]
