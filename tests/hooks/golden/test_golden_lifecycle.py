@@ -153,7 +153,7 @@ def test_damaged_weights_are_found_on_a_real_engine(model: Path, tmp_path: Path)
         anyio.run(golden.record.__call__, daemon.supervised.child)
         for _ in range(2):
             daemon.seal()
-            anyio.run(Text(max_tokens=32).__call__, daemon.supervised.child)
+            anyio.run(Text(max_tokens=8).__call__, daemon.supervised.child)
             daemon.resume()
     assert points(seen).count(("after_resume", "exact replay")) == 2
     recording = golden._recording.answer
