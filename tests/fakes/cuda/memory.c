@@ -276,7 +276,7 @@ PUBLIC CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes, 
         *made = (struct physical){.next = physicals, .bytes = bytes, .device = device, .references = 1, .handle_open = true};
         made->descriptor = memfd_create("fake-cuda", MFD_CLOEXEC);
         if (made->descriptor < 0 || ftruncate(made->descriptor, (off_t)bytes)) abort();
-        char dirt[4096];
+        char dirt[1 << 16];
         memset(dirt, 0xA5, sizeof dirt);
         for (size_t at = 0; dirty && at < bytes; at += sizeof dirt)
             if (pwrite(made->descriptor, dirt, sizeof dirt, (off_t)at) != (ssize_t)sizeof dirt) abort();
