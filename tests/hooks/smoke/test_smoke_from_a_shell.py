@@ -14,7 +14,7 @@ import pytest
 
 from commandline import events_until, run, supervise
 from hooks.smoke.run import NAMES
-from support import ROOT
+from support import DATA, ROOT
 from tools.serve import KEY, running_fake
 
 # ------------------------------------------------------------------------------------------------ the command line
@@ -54,7 +54,7 @@ def test_smoke_of_a_dead_endpoint() -> None:
     """An endpoint that never answers within the deadline is exit code 3."""
     with running_fake() as child:
         port = child.port
-    status, stdout, _ = run("smoke", f"http://127.0.0.1:{port}", "--open", "--deadline-s", "8")
+    status, stdout, _ = run("smoke", f"http://127.0.0.1:{port}", "--open", "--deadline-s", "3")
     assert status == 3
     assert "no connection" in stdout
 
@@ -98,7 +98,7 @@ def test_other_commands_do_not_pay_for_smoke() -> None:
 @pytest.mark.timeout(300)
 def test_a_real_engine() -> None:
     """A real server passes what a small base model can do; that it has no vision, /props tells."""
-    options = ("run", "local", "--log-format", "json", "--api-key-env", "MY_KEY")
+    options = ("run", f"{DATA / 'rehearsed.py'}:one_thread", "--log-format", "json", "--api-key-env", "MY_KEY")
     with supervise(*options, env={"MY_KEY": KEY}) as process:
         url = events_until(process, "child.ready")[-1]["url"]
         drain = threading.Thread(target=process.stderr.read if process.stderr else os.getpid)

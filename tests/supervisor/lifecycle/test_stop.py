@@ -110,9 +110,10 @@ async def test_whoever_the_stop_is_for_is_told(tmp_path: Path, to: Literal["grou
     mark, ready = tmp_path / "told", tmp_path / "pid"
     worker = f"trap 'echo > {mark}; exit' TERM; echo $$ > {ready}; while :; do sleep 0.02; done"
     command = ("/bin/sh", "-c", f'/bin/sh -c "$0" & exec {sys.executable} -I -S {FAKE} --port {{port}}', worker)
+    stop = Stop(to=to, drain_s=2 if told else 0.5)  # a worker that is not told holds the pipes until it is killed
     seen = Recorder()
     async with anyio.create_task_group() as tasks:
-        await tasks.start(supervise, fake_profile(command=command, stop=Stop(to=to)), Hooks(observers=(seen,)))
+        await tasks.start(supervise, fake_profile(command=command, stop=stop), Hooks(observers=(seen,)))
         await until_async(lambda: ready.exists() and ready.read_text())
         pid = int(ready.read_text())
         tasks.cancel_scope.cancel()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import descriptors
-from supervisor import Hooks, events
+from supervisor import Hooks, Stop, events
 from supervisor import supervise as supervise_here
 from supervisor.errors import DiedBeforeReady
 from supervisor.linux import processes
@@ -120,13 +120,14 @@ async def test_survivors_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A process that no signal ends stands in the event of the teardown and in the error."""
     monkeypatch.setattr(process, "_signal_one", lambda *_: None)  # as if it were stuck in the kernel
     monkeypatch.setattr(teardown, "_KILL_WAIT_S", 0.2)
+    stop = Stop(grace_s=5, drain_s=0.1)  # the survivor holds the pipes
     seen = Recorder()
     there = tmp_path / "there"
     daemon = f'setsid {sys.executable} -I -S -c \'import time; open("{there}", "w"); time.sleep(600)\''
     command = ("sh", "-c", f"{daemon} {tmp_path} & until [ -e {there} ]; do sleep 0.01; done; exit 3 # {{port}}")
     try:
         with pytest.raises(DiedBeforeReady) as caught:
-            await supervise_here(fake_profile(command=command), Hooks(observers=(seen,)))
+            await supervise_here(fake_profile(command=command, stop=stop), Hooks(observers=(seen,)))
         (survivor,) = seen.one(events.TeardownFinished).survivors
         (left,) = marked(str(tmp_path))
         assert survivor.startswith(f"pid {left} ({sys.executable}")

@@ -20,6 +20,10 @@ from support import alive
 pytestmark = pytest.mark.anyio
 
 
+# A pump that is broken drains nothing, however long one waits.
+UNDRAINED = Stop(grace_s=0.5, drain_s=0.1)
+
+
 class Managed:
     """A Python program, managed; `lines` are those of its output."""
 
@@ -29,6 +33,7 @@ class Managed:
         self.heard = anyio.Event()
         self.ends: list[Exception | None] = []
         self.on_end: Callable[[], Any] = lambda: None
+        self.stop = Stop(grace_s=0.5)
         fds: dict[Any, int] = {"stdout": self.process.stdout_fd, "stderr": self.process.stderr_fd}
         self.pump = LogPump(fds, LogLimits(), Redactor(()), on_line=self._keep, on_dropped=lambda *_: None)
 
@@ -39,7 +44,7 @@ class Managed:
     async def end(self, error: Exception | None) -> None:
         self.ends.append(error)
         self.on_end()
-        await teardown(self.process, self.pump, Stop(grace_s=0.5), port=0)
+        await teardown(self.process, self.pump, self.stop, port=0)
 
 
 async def test_the_block_ends_the_process() -> None:
@@ -102,6 +107,7 @@ async def test_a_broken_pump_or_watch_ends_the_block(broken: str, monkeypatch: p
 
     monkeypatch.setattr(LogPump if broken == "run" else Process, broken, fails)
     it = Managed()
+    it.stop = UNDRAINED
     with anyio.fail_after(20), pytest.raises(ZeroDivisionError, match="a defect"):
         async with managed(it.process, it.pump, it.end):
             await anyio.sleep_forever()
@@ -119,7 +125,7 @@ async def test_a_pump_that_breaks_during_a_stop_is_an_error_too(monkeypatch: pyt
 
     monkeypatch.setattr(LogPump, "run", fails)
     it = Managed()
-    it.on_end = breaks.set
+    it.on_end, it.stop = breaks.set, UNDRAINED
     with anyio.CancelScope() as scope, pytest.raises(ZeroDivisionError, match="a defect"):
         async with managed(it.process, it.pump, it.end):
             scope.cancel()
