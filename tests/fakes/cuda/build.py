@@ -121,7 +121,7 @@ def build(folder: Path, kind: str = "plain") -> Built:
         "-ldl",
     ]
     at_once(
-        stub("libcuda.so.1", "control.c", "memory.c", "work.c"),
+        stub("libcuda.so.1", "control.c", "memory.c", "pinned.c", "work.c"),
         stub("libcudart.so.13", "runtime.c"),
         stub("libnvidia-ml.so.1", "nvml.c"),
         *([library] if any(SOURCES.glob("*.c")) else []),

@@ -1,4 +1,4 @@
-/* Memory: plain allocations, reserved addresses with physical memory mapped into them, pinned host memory. */
+/* Memory of the devices: plain allocations, and reserved addresses with physical memory mapped into them. */
 #define _GNU_SOURCE
 #include "stub.h"
 
@@ -18,7 +18,7 @@ struct physical { /* what cuMemCreate gives: lost when neither a handle nor a ma
     int device, descriptor, references;
     bool handle_open;
 };
-struct span { /* a plain allocation, a reservation, a mapping or pinned host memory */
+struct span { /* a plain allocation, a reservation or a mapping */
     struct span *next;
     char *start;
     size_t bytes;
@@ -28,10 +28,9 @@ struct span { /* a plain allocation, a reservation, a mapping or pinned host mem
 };
 
 static struct physical *physicals;
-static struct span *plain, *reserved, *mapped, *pinned;
+static struct span *plain, *reserved, *mapped;
 static size_t used[MAX_DEVICES];
 static pthread_rwlock_t lock = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP; /* copies read, changes write */
-static pthread_mutex_t pinned_mutex = PTHREAD_MUTEX_INITIALIZER;
 
 void memory_read_lock(void) { pthread_rwlock_rdlock(&lock); }
 void memory_unlock(void) { pthread_rwlock_unlock(&lock); }
@@ -153,13 +152,6 @@ bool device_can_touch(int device, CUdeviceptr address, size_t bytes) {
 bool is_device_memory(CUdeviceptr address) {
     char *start = as_pointer(address);
     return find_around(plain, start, 1) || find_around(reserved, start, 1);
-}
-
-bool is_pinned(const void *address, size_t bytes) {
-    pthread_mutex_lock(&pinned_mutex);
-    bool found = find_around(pinned, address, bytes) != NULL;
-    pthread_mutex_unlock(&pinned_mutex);
-    return found;
 }
 
 PUBLIC CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) {
@@ -391,43 +383,6 @@ PUBLIC CUresult cuMemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAcc
     }
     memory_unlock();
     return result;
-}
-
-PUBLIC CUresult cuMemHostAlloc(void **memory, size_t bytes, unsigned flags) {
-    CUcontext context;
-    CUresult result = need_context(&context);
-    if (result) return result;
-    if (!bytes || flags > 7) return CUDA_ERROR_INVALID_VALUE;
-    if (fault_hits(FAULT_PINNED)) return CUDA_ERROR_OUT_OF_MEMORY;
-    char *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (start == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
-    pthread_mutex_lock(&pinned_mutex);
-    add(&pinned, start, bytes, 0, NULL);
-    pthread_mutex_unlock(&pinned_mutex);
-    *memory = start;
-    return CUDA_SUCCESS;
-}
-
-PUBLIC CUresult cuMemFreeHost(void *memory) {
-    CUcontext context;
-    CUresult result = need_context(&context);
-    if (result) return result;
-    pthread_mutex_lock(&pinned_mutex);
-    struct span **place = find_exactly(&pinned, memory);
-    if (place) {
-        munmap((*place)->start, (*place)->bytes);
-        drop(place);
-    }
-    pthread_mutex_unlock(&pinned_mutex);
-    return place ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-}
-
-PUBLIC size_t fakeCudaPinned(void) {
-    size_t bytes = 0;
-    pthread_mutex_lock(&pinned_mutex);
-    for (struct span *each = pinned; each; each = each->next) bytes += each->bytes;
-    pthread_mutex_unlock(&pinned_mutex);
-    return bytes;
 }
 
 PUBLIC CUresult cuIpcGetMemHandle(void *handle, CUdeviceptr address) {

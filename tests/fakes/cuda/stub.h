@@ -113,10 +113,12 @@ void memory_read_lock(void);
 void memory_unlock(void);
 bool device_can_touch(int device, CUdeviceptr address, size_t bytes); /* under the lock */
 bool is_device_memory(CUdeviceptr address);                           /* under the lock */
-bool is_pinned(const void *address, size_t bytes);                    /* takes no lock of the memory's */
 void context_comes(int device);
 PUBLIC size_t fakeCudaUsed(int device);
 PUBLIC size_t fakeCudaTotal(int device);
+
+/* pinned.c */
+bool is_pinned(const void *address, size_t bytes);
 
 /* work.c */
 CUresult stream_open(CUcontext context, bool blocking, CUstream *stream);

@@ -31,10 +31,18 @@ def threads(program: Engine) -> dict[str, str]:
     return found
 
 
+def open_files(pid: int) -> list[str]:
+    """What a process has open, as the kernel names it."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.append(str(link.readlink()))
+    return found
+
+
 def physical(program: Engine) -> int:
     """How many pieces of the stub's physical memory are mapped: CUDA's own allocations have none."""
-    links = Path(f"/proc/{program.pid}/fd").iterdir()
-    return sum("fake-cuda" in str(link.readlink()) for link in links)
+    return sum("fake-cuda" in name for name in open_files(program.pid))
 
 
 def test_only_what_the_library_stands_in_front_of_is_visible(cuda: Built) -> None:
@@ -167,9 +175,9 @@ def test_a_fork_in_the_middle_of_a_request_holds_nobody_up(cuda: Built, tmp_path
         with program.connect() as connection:
             connection.sendall(b'{"op": "offload", "threads": 2}\n')
             until(lambda: len(list(Path(f"/proc/{program.pid}/task").iterdir())) > 2)
-            child = Path(f"/proc/{program('linger')}/fd")
+            child = int(program("linger"))
             try:
-                until(lambda: not [link for link in child.iterdir() if "socket" in str(link.readlink())])
+                until(lambda: not any(name.startswith("socket:") for name in open_files(child)))
             finally:
                 program.process.kill()
             assert connection.recv(1) == b""
