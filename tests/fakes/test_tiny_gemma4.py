@@ -90,7 +90,7 @@ def served(model: Path) -> Iterator[tuple[httpx.Client, Recorder]]:
         alias="gemma",
         ctx_size=8192,
         slots=2,
-        threads=2,
+        threads=1,  # on a busy machine, several would mostly wait for each other
         cache_type_k="q8_0",
         cache_type_v="q8_0",
     )
