@@ -20,6 +20,8 @@ ENGINES_ARGS ?= --lanes 2
 up: $(SERVING)
 	$(BIN)/supervise run local --port $(PORT)
 
+# The tests start thousands of Pythons: each would compile our modules again where the environment forbids to keep them.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(TOOLS)
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
