@@ -20,6 +20,7 @@ ANSWER_S = 30.0  # after which an answer counts as never coming
 MIB = 1 << 20
 NOTHING: Mapping[str, str] = {}
 NUMBERS = count()
+TSAN = "exitcode=66:halt_on_error=0:die_after_fork=0:atexit_sleep_ms=20"
 
 
 class EngineFailed(Exception):
@@ -118,7 +119,7 @@ def environment(built: Built, folder: Path | None, extra: Mapping[str, str] = NO
         "LD_LIBRARY_PATH": str(built.folder),
         "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0:exitcode=66:handle_segv=0",
         "LSAN_OPTIONS": "report_objects=1",
-        "TSAN_OPTIONS": "exitcode=66:halt_on_error=0:die_after_fork=0:atexit_sleep_ms=20",
+        "TSAN_OPTIONS": TSAN,
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
     if preload:
