@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["NO_FOLDER", "Memory", "Offload", "ProofFailed", "Reload", "SelfCheck", "SeveralGpus", "StaysThere"]
 
 NO_FOLDER: Final = (
-    "its profile preloads no library. Build it with `supervise gpu-memory build`, before GpuMemory.profile makes the "
-    "profile"
+    "its profile preloads no library. Build it with `supervise gpu-memory build`, then start the server again; a "
+    "profile of your own must come from GpuMemory.profile"
 )
 _NOTHING: Final = (
     "A server that uses no GPU has no such memory; else its CUDA runtime may be linked statically, or its allocator be "

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS: Final = (
-    click.option("--name", help="A name for logs and messages."),
+    click.option("--name", help="A name for logs, messages, `supervise sleep` and `wake`."),
     click.option("--host", help="Where the server listens; stands for {host}.  [127.0.0.1]"),
     click.option("--port", type=int, help="Where the server listens; stands for {port}. 0: a free one.  [0]"),
     click.option("--health", metavar="PATH", help="Answers 200 to 299 once the server can serve.  [/health]"),

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["sleep", "wake"]
 
-_json_flag = click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+_json_flag = click.option(
+    "--json", "as_json", is_flag=True, help="Print what was done as JSON; a failure is told in words, on stderr."
+)
 
 
 @click.command("sleep", short_help="Put a running server to sleep: its GPU memory is free for another.")
@@ -83,9 +85,8 @@ def _one(which: str) -> Found:
     allowed = "the PID or NAME of a server that `supervise run` or `exec` of this user runs here"
     if meant:
         allowed = "one server: say its PID"
-    raise ProfileError(
-        field="PID|NAME", value=which, allowed=f"{allowed}. {'; '.join(map(str, listed)) or 'None runs now'}"
-    )
+    runs = f"Running: {'; '.join(map(str, listed))}" if listed else "None runs now"
+    raise ProfileError(field="PID|NAME", value=which, allowed=f"{allowed}. {runs}")
 
 
 def _names(found: Found) -> set[str]:
