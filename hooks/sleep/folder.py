@@ -54,8 +54,10 @@ class FolderInUse(GpuMemoryError):
 
 def new_path() -> Path:
     """Return the path of a folder that nobody can guess, short enough for sockets in it; nothing is made."""
-    base = tempfile.gettempdir()
-    short = base if len(os.fsencode(base)) <= _LONGEST_BASE else "/tmp"  # noqa: S108  of an unpredictable name
+    short = "/tmp"  # noqa: S108  of an unpredictable name
+    with suppress(FileNotFoundError):  # nowhere can anything be written: who makes the folder says so
+        base = tempfile.gettempdir()
+        short = base if len(os.fsencode(base)) <= _LONGEST_BASE else short
     return Path(short) / f"{_PREFIX}{secrets.token_hex(8)}"
 
 

@@ -97,7 +97,7 @@ async def _exchange(socket: Path, pid: int, operation: str, request: bytes) -> b
     except OSError as error:
         gone = isinstance(error, FileNotFoundError | ConnectionRefusedError)
         reason = f"nobody listens on {socket}" if gone else f"{socket}: {error.strerror or error}"
-        raise Unreachable(pid=pid, operation=operation, reason=reason, connected=False) from error
+        raise Unreachable(pid=pid, operation=operation, reason=reason, connected=not gone) from error
     async with stream:
         try:
             await stream.send(request)

@@ -111,7 +111,7 @@ class Unreachable(_OfProcess):
 
     Attributes:
         reason: how that was seen.
-        connected: whether it listened at all; who does not has most likely ended long ago.
+        connected: False: nobody listens there, so that the process has most likely ended long ago.
     """
 
     reason: str

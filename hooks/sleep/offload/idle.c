@@ -1,4 +1,4 @@
-/* The driver can wait without a limit only, so a thread does: one that waits for ever is left behind, and remembered. */
+/* The driver can wait without a limit only, so a thread does: one that waits for ever is left behind. */
 #define _GNU_SOURCE
 #include "idle.h"
 

@@ -40,10 +40,10 @@ static _Thread_local int inside; /* CUDA's own functions call each other */
 /* In a fork: CUDA does not work in the child of a process that used it, and the socket is the parent's. A child of one
  * that did not begins anew. */
 static void after_fork(void) {
-    if (atomic_load(&started)) {
-        server_forget();
+    server_forget(); /* it may be there before `started` says so */
+    if (atomic_load(&started))
         folder = NULL;
-    } else {
+    else {
         pthread_mutex_init(&starting, NULL);
         pthread_mutex_init(&regions.lock, NULL);
     }
@@ -165,6 +165,8 @@ static CUresult catch_allocation(CUdeviceptr *at, size_t bytes) {
     inside++;
     CUresult result = regions_allocate(at, bytes);
     inside--;
+    if (result == CUDA_ERROR_INVALID_CONTEXT) /* no context is current: CUDA's own function says so to the caller */
+        return CUDA_ERROR_NOT_SUPPORTED;
     if (result != CUDA_SUCCESS && result != CUDA_ERROR_OUT_OF_MEMORY) {
         char reason[160], text[96];
         snprintf(reason, sizeof reason, "GPU memory cannot be caught: %s", cuda_error_text(result, text, sizeof text));

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "copy.h"
+#include "host_memory.h"
 #include "idle.h"
 #include "nvml.h"
 #include "regions.h"
@@ -180,6 +181,8 @@ static bool map_store(struct failure *why) {
     size_t bytes = chunks * store.chunk_bytes;
     if (bytes == 0)
         return true;
+    if (bytes > host_memory_room("")) /* who uses more than there is, is killed for it */
+        return fail_host_memory(why, bytes, "the contents of GPU memory");
     size_t room = bytes + HUGE_PAGE;
     char *base = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED)

@@ -138,11 +138,9 @@ static CUresult meet(int device, CUcontext context) {
 static CUresult allocate(CUdeviceptr *at, size_t bytes) {
     CUcontext context = NULL;
     CUdevice device = 0;
-    CUresult result = cuda.ctx_get_current(&context);
-    if (result == CUDA_SUCCESS && context == NULL)
-        result = CUDA_ERROR_NOT_INITIALIZED;
-    if (result == CUDA_SUCCESS)
-        result = cuda.ctx_get_device(&device);
+    if (cuda.ctx_get_current(&context) != CUDA_SUCCESS || context == NULL)
+        return CUDA_ERROR_INVALID_CONTEXT;
+    CUresult result = cuda.ctx_get_device(&device);
     if (result == CUDA_SUCCESS && (device < 0 || device >= MAX_DEVICES))
         result = CUDA_ERROR_NOT_SUPPORTED;
     if (result == CUDA_SUCCESS)

@@ -49,8 +49,8 @@ struct regions {
 
 extern struct regions regions;
 
-/* Allocate in the current context. CUDA_ERROR_NOT_SUPPORTED: this device has no virtual memory management.
- * Takes the lock. */
+/* Allocate in the current context. CUDA_ERROR_NOT_SUPPORTED: this device has no virtual memory management;
+ * CUDA_ERROR_INVALID_CONTEXT: there is none. Takes the lock. */
 CUresult regions_allocate(CUdeviceptr *at, size_t bytes);
 
 /* Free what begins at `at`, once the GPU is done with it; false: it is none of ours. Takes the lock. */

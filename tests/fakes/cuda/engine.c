@@ -262,11 +262,17 @@ static int stranger_hears(const char *folder, const char *name, uid_t user) {
     return WEXITSTATUS(status) == 255 ? -1 : WEXITSTATUS(status);
 }
 
+/* An allocation of a thread that has no context. */
+static void *strays(void *bytes) {
+    unsigned long long address = 0;
+    return (void *)(uintptr_t)cuMemAlloc_v2(&address, (size_t)(uintptr_t)bytes);
+}
+
 #define SAY(...) snprintf(answer, room, __VA_ARGS__)
 
 /* Obey one line. alloc NAME BYTES [DEVICE [driver]] | free NAME [apart] | join | fill NAME KIND SEED | set NAME | check NAME | touch NAME |
  * read NAME DEVICE | info DEVICE | peer FROM TO [off] | ipc NAME [driver] | churn THREADS (0 ends it) | flip NAME OFFSET |
- * fault NAME VALUE | number FUNCTION | fork | linger | stranger FOLDER NAME USER */
+ * fault NAME VALUE | number FUNCTION | stray BYTES | fork | linger | stranger FOLDER NAME USER */
 PUBLIC void run_command(const char *line, char *answer, size_t room) {
     char what[32] = "", a[256] = "", b[32] = "", c[32] = "", d[32] = "";
     sscanf(line, "%31s %255s %31s %31s %31s", what, a, b, c, d);
@@ -308,6 +314,12 @@ PUBLIC void run_command(const char *line, char *answer, size_t room) {
         SAY("ok");
     } else if (!strcmp(what, "number")) {
         SAY("ok %ld", stub_number(a));
+    } else if (!strcmp(what, "stray")) {
+        void *code = NULL;
+        pthread_t thread;
+        pthread_create(&thread, NULL, strays, (void *)(uintptr_t)strtoull(a, NULL, 10));
+        pthread_join(thread, &code);
+        SAY("error %d", (int)(uintptr_t)code);
     } else if (!strcmp(what, "fork")) {
         SAY("ok %d", child_allocates());
     } else if (!strcmp(what, "linger")) {

@@ -11,6 +11,7 @@ from fakes.cuda.build import Built
 from fakes.cuda.program import MIB, Engine, engine
 
 CHUNK = 2 * MIB
+TIB = MIB << 20
 NAMES = ("one", "two", "three")
 
 
@@ -157,6 +158,15 @@ def test_an_offload_without_host_memory_names_the_bytes_and_changes_nothing(cuda
         program("check large")
 
 
+def test_more_than_the_host_has_is_refused_before_anything_is_copied(cuda: Built, tmp_path: Path) -> None:
+    """Linux would promise the room, and kill the server for using it."""
+    env = {"FAKE_CUDA_BYTES": str(2 * TIB), "FAKE_CUDA_DTOH": "1"}  # if it is copied after all, then not far
+    with engine(cuda, tmp_path / "gpu", env=env) as program:
+        program(f"alloc huge {TIB}")
+        answer = program.ask("offload", zeros="none")
+        assert (answer["error"], answer["wanted_bytes"], state(program)) == ("out_of_host_memory", TIB, "awake")
+
+
 def test_a_gpu_that_is_not_idle_in_time_keeps_its_memory(cuda: Built, tmp_path: Path) -> None:
     """Nothing is put aside, and the offload works once the work has ended; the wait has its limit."""
     with engine(cuda, tmp_path / "gpu") as program:
@@ -245,6 +255,21 @@ def test_an_allocation_that_cannot_be_caught_is_cudas_own(cuda: Built, tmp_path:
         program("check after")
         program.done("reload")
         program("check before")
+
+
+@pytest.mark.parametrize(("used_before", "code"), [(False, 3), (True, 201)])
+def test_an_allocation_without_a_context_is_its_callers_mistake(
+    cuda: Built, tmp_path: Path, used_before: bool, code: int
+) -> None:
+    """The caller gets CUDA's own error, and what is allocated rightly is caught all the same."""
+    with engine(cuda, tmp_path / "gpu") as program:
+        if used_before:
+            program("info 0")
+        assert program.raw(f"stray {CHUNK}") == f"error {code}"
+        program(f"alloc a {CHUNK}")
+        status = program.done("status")
+        assert (status["state"], status["allocations"]) == ("awake", 1)
+        assert not program.log.read_text()
 
 
 def test_out_of_memory_at_an_allocation_is_the_servers_own_error(cuda: Built, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -11,6 +12,7 @@ import anyio
 import pytest
 
 from fakes.gpu_library import GIB, FakeLibrary, device, listening
+from hooks.sleep import moving
 from hooks.sleep.offload import client, errors
 from hooks.sleep.offload.errors import GpuMemoryError
 from supervisor import SupervisorError
@@ -144,6 +146,24 @@ async def test_nobody_listens(tmp_path: Path) -> None:
         with pytest.raises(errors.Unreachable, match="nobody listens") as caught:
             await client.status(path)
         assert not caught.value.connected
+
+
+async def test_a_supervisor_without_descriptors_takes_nobody_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who cannot be asked may hold memory that is away: only one that nobody listens for has ended."""
+
+    async def without_descriptors(path: str) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+
+    monkeypatch.setattr(anyio, "connect_unix", without_descriptors)
+    with pytest.raises(errors.Unreachable, match="open files") as caught:
+        await client.status(tmp_path / "7.sock")
+    assert caught.value.connected
+    (tmp_path / "7.sock").touch()
+    for ask in (moving.look(tmp_path), moving.reload_all(tmp_path, threads=0)):
+        with pytest.raises(errors.Unreachable):
+            await ask
 
 
 async def test_what_is_no_socket(tmp_path: Path) -> None:

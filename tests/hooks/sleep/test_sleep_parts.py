@@ -72,6 +72,16 @@ def test_names_cannot_be_guessed_and_leave_room_for_a_socket(monkeypatch: pytest
     assert len(path.name) >= len("warmboot-gpu-") + 16
 
 
+def test_a_machine_where_nothing_can_be_written_still_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The profile is made, and the start says in a notice what is wrong; no traceback keeps the server from it."""
+
+    def nowhere() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    assert new_path().parent == Path("/tmp")  # noqa: S108
+
+
 def test_a_folder_of_others_is_refused(base: Path) -> None:
     """A link or a folder that others may enter is not used."""
     path, folder = new_path(), PrivateFolder()
