@@ -58,7 +58,11 @@ def build(folder: Path | None = None, *, cc: str | None = None) -> Path:
     if folder is None and (built := find()):
         return built
     target = (_cached() if folder is None else folder.absolute() / LIBRARY).resolve()
-    compiler = shlex.split(cc or os.environ.get("CC") or "cc")
+    named = cc or os.environ.get("CC") or "cc"
+    try:
+        compiler = shlex.split(named)
+    except ValueError as error:  # a quote that is not closed
+        raise NoCompiler(compiler=named) from error
     if not compiler or shutil.which(compiler[0]) is None:
         raise NoCompiler(compiler=compiler[0] if compiler else "")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +120,7 @@ def load_error(library: Path) -> str | None:
 
 def _cached() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "warmboot" / "gpu-memory" / _digest() / LIBRARY
+    return base.absolute() / "warmboot" / "gpu-memory" / _digest() / LIBRARY
 
 
 def _digest() -> str:

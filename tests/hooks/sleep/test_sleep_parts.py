@@ -243,6 +243,9 @@ def test_the_library_is_built_once_and_found(cache: Path, tmp_path: Path, monkey
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     assert build.find() == path == build.build()
     assert (tmp_path / "runs").read_text() == "more\n"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert build.find() == path  # the server may stand in another folder
     monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-O3"))
     assert build.find() is None
 
@@ -260,6 +263,8 @@ def test_no_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names what was looked for, and what to install."""
     with pytest.raises(NoCompiler, match=r"no C compiler 'clang-0': install one .* variable CC"):
         build.build(cc="clang-0 -O3")
+    with pytest.raises(NoCompiler, match='no C compiler "cc -Dx='):
+        build.build(cc="cc -Dx='")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(NoCompiler, match="'cc'") as caught:
         build.build()
