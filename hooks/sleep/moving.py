@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from hooks.sleep.offload.client import Moved, Status
 
-__all__ = ["AllMoved", "look", "offload_all", "reload_all"]
+__all__ = ["AllMoved", "look", "offload_all", "reload_all", "sleep_on"]
 
 _T = TypeVar("_T")
 
@@ -119,6 +119,15 @@ async def reload_all(folder: Path, *, away: Iterable[int] = (), threads: int) ->
         if path.name in must or not (_ended(failure) or isinstance(failure, NothingCaught))
     )
     return AllMoved(moved=tuple(moved.values()), took_s=time.monotonic() - began)
+
+
+async def sleep_on(folder: Path, pids: Iterable[int], *, threads: int, verify: bool, idle_s: float) -> None:
+    """After a reload for which a GPU had no room: put aside again what came back on the others, as far as that goes.
+
+    Else half of a server holds GPU memory while it counts as asleep. The next reload takes them all as they are.
+    """
+    ask = partial(client.offload, threads=threads, verify=verify, idle_s=idle_s)
+    await _ask_all([folder / f"{pid}.sock" for pid in pids], ask)
 
 
 async def _ask_all(

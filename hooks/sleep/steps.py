@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from hooks.sleep.accounting import REMEDY, TOLERANCE_BYTES, escaped, spread
 from hooks.sleep.folder import folder_of
-from hooks.sleep.moving import look, offload_all, reload_all
+from hooks.sleep.moving import look, offload_all, reload_all, sleep_on
 from hooks.sleep.offload.errors import (
     CudaFailed,
     GpuMemoryError,
@@ -304,6 +304,7 @@ class Reload(_Moving):
             if self.for_snapshot:
                 raise
             # On its host another server has the room now, and may give it back: this one can be woken later.
+            await sleep_on(folder, memory.away, threads=self.threads, verify=self.verify, idle_s=self.idle_s)
             raise StillAsleep(reason=error.summary) from error
         if moved.moved:
             child.tell(

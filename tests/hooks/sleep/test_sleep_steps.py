@@ -18,6 +18,7 @@ from hooks.sleep.moving import look, offload_all, reload_all
 from hooks.sleep.offload import errors
 from hooks.sleep.steps import Memory, ProofFailed, SelfCheck, SeveralGpus, StaysThere
 from supervisor import Child, Profile, Redactor, Step, events, step
+from supervisor.errors import StillAsleep
 from support import Recorder
 
 pytestmark = pytest.mark.anyio
@@ -86,6 +87,23 @@ async def test_memory_goes_and_comes_back_in_every_process(tmp_path: Path) -> No
         await server.reload()
     assert server.seen.names == ["gpu.offloaded", "gpu.reloaded"]  # the second reload had nothing to do
     assert [library.operations for library in (one, two)] == [["offload", "reload", "reload"]] * 2
+
+
+async def test_a_server_that_sleeps_on_holds_no_gpu(tmp_path: Path) -> None:
+    """Where one process finds no room, what came back in the other one goes again; the next wake brings both."""
+    full = {"ok": False, "error": "out_of_gpu_memory", "device": 1, "wanted_bytes": 2, "free_bytes": 1}
+    fits, waits = FakeLibrary(folder=tmp_path, pid=1), FakeLibrary(folder=tmp_path, pid=2, answers={"reload": full})
+    server = Server(folder=tmp_path, settings={"for_snapshot": False})
+    async with listening(fits, waits):
+        await server.offload()
+        with pytest.raises(StillAsleep, match="GPU 1"):
+            await server.reload()
+        assert (fits.state, waits.state) == ("asleep", "asleep")
+        assert fits.operations == ["offload", "reload", "offload"]
+        waits.answers.clear()
+        await server.reload()
+    assert (fits.state, waits.state) == ("awake", "awake")
+    assert server.seen.names == ["gpu.offloaded", "gpu.reloaded"]
 
 
 async def test_processes_are_asked_at_once(tmp_path: Path) -> None:
