@@ -193,7 +193,7 @@ class Answer:
 
 
 def read_status(answer: Answer) -> Status:
-    """Read what a process says of itself; raises Unreadable."""
+    """Read what a process says of itself; raises Unreadable, or CudaFailed where CUDA does not tell."""
     state = answer.text("state")
     if state not in get_args(Phase):
         answer.unreadable()
@@ -212,6 +212,9 @@ def read_status(answer: Answer) -> Status:
 
 
 def _device(answer: Answer) -> Device:
+    if answer.fields.get("used_bytes", 0) is None:  # the process's context is ruined
+        call, name = "cuMemGetInfo", answer.text("name")
+        raise CudaFailed(pid=answer.pid, operation=answer.operation, call=call, code=answer.count("code"), name=name)
     unknown = answer.fields.get("process_bytes") is None
     return Device(
         device=answer.count("device"),

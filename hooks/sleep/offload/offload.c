@@ -95,12 +95,15 @@ static void add_device(int device, struct text *answer) {
         if (regions.sorted[i]->device == device)
             caught += regions.sorted[i]->bytes;
     text_add(answer, "{\"device\": %d, \"bytes\": %llu", device, (unsigned long long)caught);
-    bool known = cuda.ctx_set_current(regions.devices[device].context) == CUDA_SUCCESS &&
-                 cuda.mem_get_info(&unused, &total) == CUDA_SUCCESS;
-    if (known)
+    char name[96];
+    CUresult result = cuda.ctx_set_current(regions.devices[device].context);
+    if (result == CUDA_SUCCESS)
+        result = cuda.mem_get_info(&unused, &total);
+    if (result == CUDA_SUCCESS)
         text_add(answer, ", \"used_bytes\": %zu, \"total_bytes\": %zu", total - unused, total);
     else
-        text_add(answer, ", \"used_bytes\": null, \"total_bytes\": null");
+        text_add(answer, ", \"used_bytes\": null, \"total_bytes\": null, \"code\": %d, \"name\": \"%.*s\"", result,
+                 (int)strcspn(cuda_error_text(result, name, sizeof name), " "), name);
     if (nvml_process_bytes(device, &process_bytes))
         text_add(answer, ", \"process_bytes\": %llu", (unsigned long long)process_bytes);
     else

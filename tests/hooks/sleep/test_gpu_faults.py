@@ -80,7 +80,10 @@ def test_a_failing_copy_is_an_error_of_cuda_and_gives_nothing_away(cuda: Built, 
         for _ in range(2):
             answer = program.ask(way, threads=2)
             assert (answer["error"], answer["name"]) == ("cuda", "CUDA_ERROR_ECC_UNCORRECTABLE")
-            assert state(program) == before
+            status = program.done("status")
+            (device,) = status["devices"]
+            assert (status["state"], device["used_bytes"]) == (before, None)
+            assert (device["code"], device["name"]) == (214, "CUDA_ERROR_ECC_UNCORRECTABLE")
 
 
 @pytest.mark.parametrize(

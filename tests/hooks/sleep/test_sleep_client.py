@@ -34,6 +34,15 @@ async def test_a_status_tells_of_every_gpu(tmp_path: Path) -> None:
     ]
 
 
+async def test_a_process_whose_context_is_ruined_cannot_say_what_it_uses(tmp_path: Path) -> None:
+    """That is CUDA's failure, in its own words, and no library of another version."""
+    ruined = device(used_bytes=None, total_bytes=None, code=700, name="CUDA_ERROR_ILLEGAL_ADDRESS")
+    library = FakeLibrary(folder=tmp_path, devices=[ruined])
+    async with listening(library):
+        with pytest.raises(errors.CudaFailed, match=r"could not tell .* CUDA_ERROR_ILLEGAL_ADDRESS \(700\)"):
+            await client.status(library.address)
+
+
 async def test_memory_goes_and_comes_back(tmp_path: Path) -> None:
     """Only the choices that were made are asked for, and asking twice says that nothing was to do."""
     library = FakeLibrary(folder=tmp_path)
