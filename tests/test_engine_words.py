@@ -18,6 +18,7 @@ CITED = {
     "hooks/artifacts/ggml.py": ("From llama.cpp b11434: `enum ggml_type`",),
     "hooks/artifacts/gguf.py": ("Layout and limits are those of llama.cpp b11434",),
     "hooks/golden/step.py": ("(Gemma 3 270M, llama.cpp on a CPU", "(H200, llama.cpp b9940 with CUDA 13.0"),
+    "hooks/sleep/accounting.py": ("What a process may hold on a GPU beside what was caught. vLLM 0.26.0",),
     "supervisor/cli/local.py": ('"""Gemma 3 270M on llama.cpp; registered under its name',),
     "supervisor/dialect.py": ("The switch that llama.cpp, SGLang and vLLM hand", '"chat_template_kwargs": {"enable_'),
     "supervisor/readiness/watchdog.py": ("A hang does: llama.cpp, vLLM and", "SGLang have all answered `/health`"),

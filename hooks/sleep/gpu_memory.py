@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["GpuMemory"]
 
 _PRELOAD: Final = "LD_PRELOAD"
-# torch's new name beside its old one; vLLM reads both (vllm/device_allocator/alloc_conf.py).
+# torch's old name and its new one: https://docs.pytorch.org/docs/stable/notes/cuda.html
 _ALLOCATORS: Final = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _EXPANDABLE: Final = re.compile(r"(?i)expandable_segments\s*:\s*true")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
 from supervisor.cli.exits import exits_with_status
 from supervisor.control import client
-from supervisor.control.messages import Outcome, Refusal, outcome_in
+from supervisor.control.messages import Outcome, Refusal, outcome_in, status_in
 from supervisor.errors import ProfileError
 
 if TYPE_CHECKING:
@@ -66,9 +67,16 @@ def _ask(which: str, operation: Operation, *, as_json: bool) -> int:
             click.echo(_told(outcome_in(said)))
     except (OSError, Refusal) as error:
         words = error.detail if isinstance(error, Refusal) else "the supervisor has ended meanwhile"
-        click.echo(f"supervise: {found}: {words}", err=True)
+        click.echo(f"supervise: {found}: {words}{_now(found)}", err=True)
         return error.exit_status if isinstance(error, Refusal) else 1
     return 0
+
+
+def _now(found: Found) -> str:
+    """How the server is after a refusal: what stands before the words was seen before it."""
+    with suppress(OSError, Refusal):
+        return f" It is {status_in(client.ask(found.socket, 'state')).state} now."
+    return ""
 
 
 def _one(which: str) -> Found:

@@ -95,6 +95,7 @@ def test_two_servers_take_turns_on_one_gpu(start: Any, capsys: pytest.CaptureFix
     status, _, err = command("wake", "one")
     assert status == 4
     assert "it sleeps on, unharmed" in err
+    assert err.rstrip().endswith("It is sealed now.")
     assert re.search(r"GPU 0 has 1\d\.\d MB free, and it needs 33\.6 MB", err)
     assert answer(two) == expected
 
