@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from supervisor import Hooks, Liveness, Profile, Timeouts
-from system.faults import MATRIX, Fault
+from system.faults import MATRIX, Fault, gpu_memory
 from system.faults.settings import QUICK, SHORT, WATCH
 
 ACTS = ("kill", "term", "freeze", "blink", "seal", "seal", "seal and kill", "ask", "ask", "ask")
 # Rows that this process can play many at once: no settings of the host's, no other server.
-ROWS = tuple(fault for fault in MATRIX if fault.stage in ("api", "daemon") and fault.moment != "before spawn")
+ROWS = tuple(
+    fault
+    for fault in MATRIX
+    if fault.stage in ("api", "daemon")
+    and fault.moment != "before spawn"
+    and (fault.prepare is not gpu_memory.cuda or shutil.which("cc"))
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,13 +42,17 @@ class Soak:
         self.memory: list[tuple[float, float]] = []  # (lives, bytes)
         self._lock = threading.Lock()
         self._ends_at = 0.0
+        self._folder: str | None = None  # None: the system's own for temporary ones
 
     def run(self) -> list[str]:
         """Plays until the time is over or something is wrong; returns what is."""
-        self._play(0.0)  # lazy imports, and whatever else is opened once
-        before = held()
-        self._play(self.seconds)
-        self.wrong += leaked(before)
+        # Episodes have their folders in one, where what all of them build is built once.
+        with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+            self._folder = folder
+            self._play(0.0)  # lazy imports, and whatever else is opened once
+            before = held()
+            self._play(self.seconds)
+            self.wrong += leaked(before)
         self.wrong += self.grown()
         return self.wrong
 
@@ -90,7 +94,7 @@ class Soak:
         """Plays one, checks it, counts it."""
         record = Record()
         done: Counter[str] = Counter([f"{plan.fault.moment}: {plan.fault.name}"])
-        with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        with tempfile.TemporaryDirectory(prefix="episode-", dir=self._folder) as folder:
             tmp = Path(folder)
             if plan.fault.prepare:
                 plan.fault.prepare(tmp)
